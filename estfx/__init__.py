@@ -1,0 +1,27 @@
+"""estfx: train a part of a decoder, and let it grow until it is the whole (Evolving Subnetwork Training)."""
+
+from estfx.errors import EstfxError, ScheduleError, TraceError, UnsupportedModelError, VerifyError
+from estfx.evolving import EvolvingModel, restore, transform
+from estfx.report import Report, inspect
+from estfx.schedule import Schedule, Stage
+from estfx.subnetwork import Subnetwork
+from estfx.trace import Decoder, trace
+
+__all__ = [
+    "Decoder",
+    "EstfxError",
+    "EvolvingModel",
+    "Report",
+    "Schedule",
+    "ScheduleError",
+    "Stage",
+    "Subnetwork",
+    "TraceError",
+    "UnsupportedModelError",
+    "VerifyError",
+    "inspect",
+    "restore",
+    "trace",
+    "transform",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,385 @@
+"""The algebra of axes: a dimension is an axis, a product of dimensions (major to minor) or a sum of them (in order).
+
+`Algebra` is the workbench of the analysis: dimensions are references, and unifying two of them refines both until
+they are made of the same axes. `Axis`, `Product` and `Sum` are what comes out of it: frozen plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+import sympy
+import torch
+
+__all__ = ["Algebra", "Axis", "Dim", "Kept", "Product", "Ref", "Sum", "coarse", "extent_of"]
+
+Ref = int  # a dimension on the workbench
+Extent = int | sympy.Expr
+Kept = Mapping["Axis", int]  # how many units of an axis are kept; an axis that is not named is whole
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension that is not made of others. `size` of a dynamic axis is that of the example inputs."""
+
+    id: int
+    size: int
+    dynamic: bool = False
+
+    def axes(self) -> Iterator[Axis]:
+        yield self
+
+    def narrowed_size(self, kept: Kept) -> int:
+        return kept.get(self, self.size)
+
+    def offset(self, position: int, kept: Kept) -> int:
+        """Where `position` lies once the axes in `kept` are narrower; the end stays the end."""
+        if self not in kept:
+            return position
+        if position not in (0, self.size):
+            raise ValueError(f"position {position} lies inside the narrowed axis {self}")
+        return 0 if position == 0 else kept[self]
+
+    def flat_index(self, units: Mapping[Axis, np.ndarray]) -> np.ndarray:
+        """Kept positions along the dimension, `[..., kept]`, from the kept units of its axes, each `[..., kept]`."""
+        return units.get(self, np.arange(self.size, dtype=np.int64))
+
+    def __str__(self) -> str:
+        return f"a{self.id}:{self.size}"
+
+
+@dataclass(frozen=True)
+class Product:
+    factors: tuple[Dim, ...]
+
+    @property
+    def size(self) -> int:
+        return prod(factor.size for factor in self.factors)
+
+    def axes(self) -> Iterator[Axis]:
+        for factor in self.factors:
+            yield from factor.axes()
+
+    def narrowed_size(self, kept: Kept) -> int:
+        return prod(factor.narrowed_size(kept) for factor in self.factors)
+
+    def offset(self, position: int, kept: Kept) -> int:
+        major, rest = self.factors[0], self.factors[1:]
+        minor = rest[0] if len(rest) == 1 else Product(rest)
+        whole, part = divmod(position, minor.size)
+        return major.offset(whole, kept) * minor.narrowed_size(kept) + minor.offset(part, kept)
+
+    def flat_index(self, units: Mapping[Axis, np.ndarray]) -> np.ndarray:
+        index = self.factors[0].flat_index(units)
+        for factor in self.factors[1:]:
+            inner = factor.flat_index(units)
+            index = index[..., :, None] * factor.size + inner[..., None, :]
+            index = index.reshape(*index.shape[:-2], -1)
+        return index
+
+    def __str__(self) -> str:
+        return "·".join(f"({f})" if isinstance(f, Sum) else str(f) for f in self.factors)
+
+
+@dataclass(frozen=True)
+class Sum:
+    terms: tuple[Dim, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(term.size for term in self.terms)
+
+    def axes(self) -> Iterator[Axis]:
+        for term in self.terms:
+            yield from term.axes()
+
+    def narrowed_size(self, kept: Kept) -> int:
+        return sum(term.narrowed_size(kept) for term in self.terms)
+
+    def offset(self, position: int, kept: Kept) -> int:
+        start = narrowed = 0
+        for term in self.terms:
+            if position <= start + term.size:
+                return narrowed + term.offset(position - start, kept)
+            start, narrowed = start + term.size, narrowed + term.narrowed_size(kept)
+        raise ValueError(f"position {position} lies outside of {self}")
+
+    def flat_index(self, units: Mapping[Axis, np.ndarray]) -> np.ndarray:
+        starts = np.cumsum([0, *(term.size for term in self.terms)])
+        parts = [term.flat_index(units) + start for term, start in zip(self.terms, starts, strict=False)]
+        leading = np.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        return np.concatenate([np.broadcast_to(p, (*leading, p.shape[-1])) for p in parts], axis=-1)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.terms))
+
+
+Dim = Axis | Product | Sum
+
+
+def coarse(dim: Dim, fine: Container[Axis]) -> Dim:
+    """The same dimension with everything but the axes in `fine` merged as far as it goes: equal for equal positions."""
+    if isinstance(dim, Axis) or not any(axis in fine for axis in dim.axes()):
+        return dim if isinstance(dim, Axis) and dim in fine else Axis(-1, dim.size)
+    parts: list[Dim] = []
+    for part in dim.factors if isinstance(dim, Product) else dim.terms:
+        part = coarse(part, fine)
+        if parts and part.size and isinstance(part, Axis) and isinstance(parts[-1], Axis) and part.id == parts[-1].id == -1:
+            last = parts.pop().size
+            part = Axis(-1, last * part.size if isinstance(dim, Product) else last + part.size)
+        parts.append(part)
+    return Product(tuple(parts)) if isinstance(dim, Product) else Sum(tuple(parts))
+
+
+def extent_of(size: int | torch.SymInt) -> tuple[int, Extent]:
+    """A size as (its value for the example inputs, its exact form)."""
+    if isinstance(size, torch.SymInt):
+        expr = size.node.expr
+        if not expr.is_number:
+            return int(size.node.hint), expr
+        size = int(expr)
+    return int(size), int(size)
+
+
+@dataclass
+class _Node:
+    kind: Literal["atom", "product", "sum"]
+    size: int
+    extent: Extent
+    parts: tuple[Ref, ...] = ()
+
+
+class Algebra:
+    """Dimensions under construction. Every method keeps the sizes of what it is given."""
+
+    def __init__(self) -> None:
+        self._nodes: list[_Node] = []
+        self._forward: list[Ref] = []  # union-find
+        self._pins: list[tuple[Ref, str]] = []
+
+    # -- making -----------------------------------------------------------------------------------
+
+    def _new(self, kind: Literal["atom", "product", "sum"], size: int, extent: Extent, parts: tuple[Ref, ...]) -> Ref:
+        self._nodes.append(_Node(kind, size, extent, parts))
+        self._forward.append(len(self._forward))
+        return len(self._nodes) - 1
+
+    def fresh(self, size: int | torch.SymInt | Extent) -> Ref:
+        value, extent = (size, size) if isinstance(size, int) else (None, size)
+        if isinstance(size, torch.SymInt):
+            value, extent = extent_of(size)
+        assert value is not None, "a symbolic extent comes with its value"
+        return self._new("atom", value, extent, ())
+
+    def product(self, refs: Iterable[Ref]) -> Ref:
+        factors = [f for ref in refs for f in self.factors(ref)]
+        if not factors:
+            return self.fresh(1)
+        if len(factors) == 1:
+            return factors[0]
+        extent = prod((self._nodes[f].extent for f in factors), start=1)
+        return self._new("product", prod(map(self.size, factors)), extent, tuple(factors))
+
+    def sum(self, refs: Iterable[Ref]) -> Ref:
+        terms = [t for ref in refs for t in self.terms(ref)]
+        if not terms:
+            return self.fresh(0)
+        if len(terms) == 1:
+            return terms[0]
+        extent = sum((self._nodes[t].extent for t in terms), start=0)
+        return self._new("sum", sum(map(self.size, terms)), extent, tuple(terms))
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def find(self, ref: Ref) -> Ref:
+        while self._forward[ref] != ref:
+            self._forward[ref] = self._forward[self._forward[ref]]
+            ref = self._forward[ref]
+        return ref
+
+    def size(self, ref: Ref) -> int:
+        return self._nodes[ref].size
+
+    def factors(self, ref: Ref) -> list[Ref]:
+        """The factors, major to minor, none of them a product; none at all for a dimension of size 1."""
+        ref = self.find(ref)
+        node = self._nodes[ref]
+        if node.kind == "product":
+            return [f for part in node.parts for f in self.factors(part)]
+        return [] if node.size == 1 and node.kind == "atom" else [ref]
+
+    def terms(self, ref: Ref) -> list[Ref]:
+        """The terms in order, none of them a sum; none at all for a dimension of size 0."""
+        ref = self.find(ref)
+        node = self._nodes[ref]
+        if node.kind == "sum":
+            return [t for part in node.parts for t in self.terms(part)]
+        return [] if node.size == 0 else [ref]
+
+    def resolve(self, ref: Ref) -> Dim:
+        ref = self.find(ref)
+        node = self._nodes[ref]
+        if node.kind == "sum":
+            return Sum(tuple(self.resolve(t) for t in self.terms(ref)))
+        factors = self.factors(ref)
+        if len(factors) > 1:
+            return Product(tuple(self.resolve(f) for f in factors))
+        if factors and factors[0] != ref:
+            return self.resolve(factors[0])
+        return Axis(ref, node.size, not isinstance(node.extent, int))
+
+    # -- refining ---------------------------------------------------------------------------------
+
+    def unify(self, a: Ref, b: Ref) -> bool:
+        """Makes two dimensions one. False if they cannot be: then the caller must pin both."""
+        a, b = self.find(a), self.find(b)
+        if a == b:
+            return True
+        if self.size(a) != self.size(b):
+            return False
+        for one, other in ((a, b), (b, a)):
+            if self._nodes[one].kind == "atom":
+                self._join(one, other)
+                return True
+        if self._nodes[a].kind == self._nodes[b].kind == "sum":
+            ok = self._align_terms(self.terms(a), self.terms(b))
+        else:
+            ok = self._align_factors(self.factors(a), self.factors(b))
+        if ok and self.find(a) != self.find(b):
+            self._forward[self.find(a)] = self.find(b)
+        return ok
+
+    def _join(self, atom: Ref, other: Ref) -> None:
+        mine, theirs = self._nodes[atom], self._nodes[other]
+        if isinstance(mine.extent, int) and theirs.kind == "atom":
+            theirs.extent = mine.extent  # what is static on one side is static
+        self._forward[atom] = other
+
+    def _align_factors(self, left: list[Ref], right: list[Ref]) -> bool:
+        while left and right:
+            x, y = left.pop(), right.pop()
+            if self.size(x) == self.size(y):
+                if not self.unify(x, y):
+                    return False
+            else:
+                big, small, rest = (x, y, left) if self.size(x) > self.size(y) else (y, x, right)
+                parts = self.split_minor(big, self.size(small), self._nodes[small].extent)
+                if parts is None or not self.unify(parts[1], small):
+                    return False
+                rest.append(parts[0])
+            # unifying may have refined what is still to come
+            left, right = ([f for ref in refs for f in self.factors(ref)] for refs in (left, right))
+        return not left and not right
+
+    def _align_terms(self, left: list[Ref], right: list[Ref]) -> bool:
+        left, right = left[::-1], right[::-1]
+        while left and right:
+            x, y = left.pop(), right.pop()
+            if self.size(x) == self.size(y):
+                if not self.unify(x, y):
+                    return False
+            else:
+                big, small, rest = (x, y, left) if self.size(x) > self.size(y) else (y, x, right)
+                parts = self.cut(big, [self.size(small), self.size(big) - self.size(small)])
+                if parts is None or not self.unify(parts[0], small):
+                    return False
+                rest.append(parts[1])
+        return not left and not right
+
+    def split_minor(self, ref: Ref, minor: int, extent: Extent | None = None) -> tuple[Ref, Ref] | None:
+        """`ref` as (major, minor) with the minor part of that size, or None if it does not fit."""
+        ref = self.find(ref)
+        factors = self.factors(ref)
+        if len(factors) != 1:
+            tail: list[Ref] = []
+            while factors and minor % self.size(factors[-1]) == 0:
+                minor //= self.size(tail_part := factors.pop())
+                tail.insert(0, tail_part)
+                if minor == 1:
+                    return self.product(factors), self.product(tail)
+            if not factors or (parts := self.split_minor(factors.pop(), minor)) is None:
+                return None
+            return self.product([*factors, parts[0]]), self.product([parts[1], *tail])
+        node = self._nodes[ref]
+        if node.size % minor:
+            return None
+        if node.kind == "atom":
+            extent = minor if extent is None else extent
+            major_extent = node.extent // minor if isinstance(node.extent, int) else sympy.simplify(node.extent / extent)
+            if not isinstance(major_extent, int) and major_extent.is_Integer:
+                major_extent = int(major_extent)
+            major = self._new("atom", node.size // minor, major_extent, ())
+            rest = self._new("atom", minor, extent, ())
+            node.kind, node.parts = "product", (major, rest)
+            return major, rest
+        majors, minors = [], []
+        for term in self.terms(ref):
+            parts = (self.fresh(1), term) if self.size(term) == minor else self.split_minor(term, minor)
+            if parts is None:
+                return None
+            majors.append(parts[0])
+            minors.append(parts[1])
+        if not all(self.unify(minors[0], other) for other in minors[1:]):
+            return None
+        major = self.sum(majors)
+        node.kind, node.parts = "product", (major, minors[0])
+        return major, minors[0]
+
+    def cut(self, ref: Ref, sizes: Sequence[int]) -> list[Ref] | None:
+        """`ref` as a sum of parts of those sizes, or None if a cut would run through a unit of its major axis."""
+        parts = []
+        for size in sizes[:-1]:
+            pair = self._cut_at(ref, size)
+            if pair is None:
+                return None
+            parts.append(pair[0])
+            ref = pair[1]
+        return [*parts, ref]
+
+    def _cut_at(self, ref: Ref, position: int) -> tuple[Ref, Ref] | None:
+        ref = self.find(ref)
+        node = self._nodes[ref]
+        if position == 0:
+            return self.fresh(0), ref
+        if position == node.size:
+            return ref, self.fresh(0)
+        factors = self.factors(ref)
+        if len(factors) > 1:
+            minor = prod(map(self.size, factors[1:]))
+            if position % minor or (pair := self._cut_at(factors[0], position // minor)) is None:
+                return None
+            return self.product([pair[0], *factors[1:]]), self.product([pair[1], *factors[1:]])
+        if node.kind == "atom":
+            rest = node.size - position if isinstance(node.extent, int) else node.extent - position
+            left, right = self.fresh(position), self._new("atom", node.size - position, rest, ())
+            node.kind, node.parts = "sum", (left, right)
+            return left, right
+        before: list[Ref] = []
+        terms = self.terms(ref)
+        while position >= self.size(terms[0]):
+            before.append(terms.pop(0))
+            position -= self.size(before[-1])
+        if position == 0:
+            return self.sum(before), self.sum(terms)
+        pair = self._cut_at(terms[0], position)
+        if pair is None:
+            return None
+        return self.sum([*before, pair[0]]), self.sum([pair[1], *terms[1:]])
+
+    # -- pinning ----------------------------------------------------------------------------------
+
+    def pin(self, ref: Ref, reason: str) -> None:
+        """No axis in `ref`, now or after later refinement, may be made smaller."""
+        self._pins.append((ref, reason))
+
+    def pins(self) -> dict[Axis, tuple[str, ...]]:
+        """The reasons, by axis."""
+        reasons: dict[Axis, dict[str, None]] = {}
+        for ref, reason in self._pins:
+            for axis in self.resolve(ref).axes():
+                reasons.setdefault(axis, {})[reason] = None
+        return {axis: tuple(found) for axis, found in reasons.items()}

@@ -1,0 +1,161 @@
+"""The command line. Exit status 0: done, 1: the work failed, 2: bad input, told in one message without a traceback."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from estfx.errors import EstfxError, VerifyError
+
+# what only one command needs is imported in it: transformers takes seconds, and --help should not
+
+__all__ = ["app", "main"]
+
+
+class _TellsFaults(TyperGroup):
+    """Turns the package's errors into a message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer carries a click of its own, with its own Context
+        try:
+            return super().invoke(ctx)
+        except EstfxError as error:
+            for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+                typer.echo(line, err=True)
+            raise typer.Exit(1 if _is_failed_work(error) else 2) from None
+
+
+app = typer.Typer(
+    name="estfx",
+    cls=_TellsFaults,
+    help="Evolving Subnetwork Training: train a random part of a decoder, and let it grow until it is the whole.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A causal language model type of transformers, a folder with a config.json, or path.py:factory.",
+    ),
+]
+ConfigValues = Annotated[
+    list[str] | None,
+    typer.Option("--config", metavar="KEY=VALUE", help="A value of the model's configuration. May be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output, and nothing else there.")]
+
+
+def main() -> None:
+    """The script's entry."""
+    app()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"estfx {version('estfx')}")
+        except PackageNotFoundError:
+            typer.echo("estfx, from a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="The run. Without one: a small GPT-2, in minutes.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Overrides a value of the run. May be repeated."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Short for --set model.name=MODEL: gpt2, llama, …")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/<model>-<time>.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a decoder through its stages on the text of Python's own standard library."""
+    from estfx.train_config import RunConfig
+
+    named = [f"model.name={json.dumps(model)}"] if model is not None else []
+    run = RunConfig.load(config, [*(overrides or ()), *named])
+    from estfx.train import default_folder
+    from estfx.train import train as run_training
+
+    summary = run_training(run, out if out is not None else default_folder(run.model.name), Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        from estfx.train_summary import print_summary
+
+        print_summary(Console(), summary)
+
+
+@app.command()
+def inspect(model: Model, config: ConfigValues = None, as_json: AsJson = False) -> None:
+    """Show a model's layers, and what can be narrowed in them: axes, roles, reasons."""
+    import estfx
+    from estfx.model_spec import build_model, parse_options
+
+    built = build_model(model, parse_options(config or ()), device="meta")
+    report = estfx.inspect(built.model, built.example_inputs)
+    if as_json:
+        typer.echo(json.dumps(report.model_dump(mode="json"), indent=2))
+    else:
+        from estfx.report_table import print_report
+
+        print_report(Console(), report)
+
+
+@app.command()
+def dump(
+    model: Model,
+    stage: Annotated[int, typer.Option("--stage", metavar="N", help="The stage, from 1.")],
+    schedule: Annotated[
+        Path | None,
+        typer.Option("--schedule", metavar="FILE", help="A schedule in YAML. Default: the three stages of the paper."),
+    ] = None,
+    config: ConfigValues = None,
+    output: Annotated[Literal["text"], typer.Option("--format", help="How to write the graphs.")] = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Print the graphs of a model's layers as a stage runs them."""
+    import estfx
+    from estfx.errors import ScheduleError
+    from estfx.model_spec import build_model, parse_options
+
+    stages = estfx.Schedule.from_yaml(schedule) if schedule is not None else estfx.Schedule.est(150_000)
+    if not 1 <= stage <= len(stages.stages):
+        raise ScheduleError(f"there is no stage {stage}; the schedule has the stages 1 to {len(stages.stages)}.")
+    built = build_model(model, parse_options(config or ()), device="meta")
+    text = estfx.dump(built.model, stages, stage - 1)
+    if as_json:
+        typer.echo(json.dumps({"model": model, "stage": stage, "format": output, "text": text}, indent=2))
+    else:
+        typer.echo(text)
+
+
+def _is_failed_work(error: EstfxError) -> bool:
+    if isinstance(error, VerifyError):
+        return True
+    from estfx.train_recorder import TrainingFailedError
+
+    return isinstance(error, TrainingFailedError)

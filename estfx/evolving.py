@@ -1,0 +1,215 @@
+"""`transform` and `restore`: an ordinary model becomes one that trains a part of itself, and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from estfx.capture import without_cache
+from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
+from estfx.mount import ATTRIBUTE, mount, unmount
+from estfx.programs import Kind, Variant, analysed
+from estfx.report import Report, report_of
+from estfx.runtime import Runtime
+from estfx.schedule import Schedule, Stage
+from estfx.subnetwork import Subnetwork
+from estfx.trace import trace
+from estfx.verification import verify_kind
+
+__all__ = ["EvolvingModel", "restore", "transform"]
+
+log = logging.getLogger(__name__)
+
+
+class EvolvingModel:
+    """The methods that `transform` adds to a model's class."""
+
+    __dict__: dict[str, Any]
+
+    def set_step(self, step: int) -> None:
+        """Puts the stage and the subnetwork of an optimizer step in force: a pure function of (schedule, seed, step).
+
+        Call it once before each optimizer step; under gradient accumulation the subnetwork stays the same within one.
+        Raises ScheduleError if the step is negative or no integer.
+        """
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
+        self._runtime.set_step(step, device)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage in force; the first one until `set_step` is called."""
+        return self._runtime.stage
+
+    @property
+    def stage_index(self) -> int:
+        return self._runtime.stage_index
+
+    @property
+    def step(self) -> int | None:
+        """The step that was set last, or None."""
+        return self._runtime.step
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._runtime.schedule
+
+    @property
+    def subnetwork(self) -> Subnetwork:
+        """What is kept at the step in force. Raises EstfxError before the first `set_step`."""
+        return self._runtime.subnetwork(self)  # type: ignore[arg-type]
+
+    @property
+    def report(self) -> Report:
+        """What `transform` found."""
+        return self._runtime.report
+
+    @property
+    def _runtime(self) -> Runtime:
+        runtime: Runtime = self.__dict__[ATTRIBUTE]
+        return runtime
+
+
+_evolving_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _evolving(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _evolving_classes:
+
+        def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self.training:
+                self.__dict__[ATTRIBUTE].require_step()
+                _refuse_attentions(self, kwargs)
+                kwargs = without_cache(self, kwargs)
+            return cls.__call__(self, *args, **kwargs)
+
+        body = {"__call__": __call__, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        made = type(cls.__name__, (EvolvingModel, cls), body)
+        made.__qualname__ = cls.__qualname__
+        _evolving_classes[cls] = made
+    return _evolving_classes[cls]
+
+
+def _refuse_attentions(model: nn.Module, kwargs: dict[str, Any]) -> None:
+    wanted = kwargs.get("output_attentions")
+    if wanted is None:
+        wanted = getattr(getattr(model, "config", None), "output_attentions", False)
+    if wanted:
+        raise EstfxError(
+            "output_attentions was asked of a model that trains a part of itself, whose attention weights are those of "
+            "the kept heads only. Ask for them after model.eval(), which runs the whole model."
+        )
+
+
+def is_transformed(model: nn.Module) -> bool:
+    return isinstance(model, EvolvingModel)
+
+
+def transform(
+    model: nn.Module,
+    schedule: Schedule,
+    *,
+    example_inputs: object = None,
+    seed: int = 0,
+    compile: bool = True,
+    verify: bool = True,
+) -> Any:
+    """Makes a decoder train as the schedule says: first a random part of it, in the end the whole.
+
+    Returns the model that it was given: same parameters, same `state_dict` keys, same class name. Call
+    `model.set_step(step)` before each optimizer step; in eval mode the model is the original one, always whole.
+
+    Args:
+        model: any decoder of transformers, or any module with its layers in an `nn.ModuleList`.
+        schedule: the stages, such as `Schedule.est(total_steps)`.
+        example_inputs: keyword arguments (a dict) or arguments (a tuple) of the model's forward, on its device. A
+            transformers model needs none.
+        seed: of the draws; the same on every rank.
+        compile: compile each program with `torch.compile`; the first step of each stage then takes longer.
+        verify: check on a tiny batch that each kind of layer, whole, is the original to the bit, and narrowed, the
+            masked original in float64. An axis that fails stays whole and is reported.
+
+    Raises:
+        UnsupportedModelError: no layers, or nothing in them that could be skipped or narrowed.
+        TraceError: a layer cannot be made a graph, or the model does not run on the example inputs.
+        VerifyError: a whole layer's graph does not compute what the layer does: a fault of estfx.
+        EstfxError: the model is transformed already.
+
+    Source: Evolving Subnetwork Training, arXiv 2406.06962.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"transform takes an nn.Module, not a {type(model).__name__}.")
+    if not isinstance(schedule, Schedule):
+        raise ScheduleError(
+            f"schedule is a {type(schedule).__name__}; pass an estfx.Schedule, such as Schedule.est(total_steps)."
+        )
+    if is_transformed(model):
+        raise EstfxError(
+            f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to transform it anew."
+        )
+    decoder = trace(model, example_inputs)
+    variants: dict[str, Variant] = {}
+    notes: dict[str, list[str]] = {}
+    for name, traced in decoder.traced.items():
+        variants[name] = analysed(traced)
+        if verify:
+            call = next(info.call for info in decoder.infos.values() if info.program == name)
+            notes[name] = verify_kind(variants[name], call)
+    report = report_of(decoder, variants, notes)
+    _require_something(model, report)
+    compiler = _compiler if compile else None
+    kinds = {name: Kind(name, variant) for name, variant in variants.items()}
+    layers = {name: kinds[info.program] for name, info in decoder.infos.items()}
+    runtime = Runtime(schedule, seed, report, layers, compiler)
+    for name, info in decoder.infos.items():
+        mount(info.call.module, name, kinds[info.program], runtime)
+    model.__dict__[ATTRIBUTE] = runtime
+    model.__class__ = _evolving(type(model))
+    for line in missing(schedule, report):
+        log.warning(line)
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undoes `transform`, and returns the model; its parameters stay as they are."""
+    if not is_transformed(model):
+        raise EstfxError(f"this `{type(model).__name__}` is not transformed; there is nothing to restore.")
+    runtime: Runtime = model.__dict__.pop(ATTRIBUTE)
+    for name in runtime.layers:
+        unmount(model.get_submodule(name))
+    model.__class__ = type(model).__mro__[2]
+    return model
+
+
+def _compiler(graph: GraphModule) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(graph, fullgraph=True)
+    return compiled
+
+
+def _require_something(model: nn.Module, report: Report) -> None:
+    if any(layer.axes or layer.droppable for layer in report.layers):
+        return
+    reasons = list(dict.fromkeys(note for layer in report.layers for note in layer.notes))
+    raise UnsupportedModelError(
+        f"nothing in the {len(report.layers)} layers of `{type(model).__name__}` can be narrowed or skipped: "
+        f"{'; '.join(reasons)}. Training it in stages would change nothing."
+    )
+
+
+def missing(schedule: Schedule, report: Report) -> list[str]:
+    """What the schedule asks for and the model has not got, in words."""
+    lines = []
+    roles = {axis.role.split("_")[0] for layer in report.layers for axis in layer.axes}
+    have = {
+        "heads": bool(roles & {"heads", "channels"}),
+        "neurons": "neurons" in roles,
+        "layers": any(layer.droppable for layer in report.layers),
+    }
+    for name, there in have.items():
+        if not there and any(getattr(stage, name) < 1 for stage in schedule.stages):
+            lines.append(f"the schedule narrows {name}, but none were found in `{report.model}`; they stay whole")
+    return lines

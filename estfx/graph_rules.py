@@ -1,0 +1,73 @@
+"""The rules that every graph keeps, as a table of sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch.fx import GraphModule
+
+from estfx import tags
+from estfx.errors import VerifyError
+from estfx.graphs import describe, has_tensor, sizes
+
+__all__ = ["RULES", "verify"]
+
+
+def _every_value_has_a_shape(gm: GraphModule) -> Iterator[str]:
+    for node in gm.graph.nodes:
+        if node.op != "output" and "val" not in node.meta:
+            yield f"{describe(node)} has no value"
+
+
+def _every_shape_equals_its_axes(gm: GraphModule) -> Iterator[str]:
+    axes = gm.meta.get(tags.Axes.__qualname__)
+    if axes is None:
+        return
+    indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
+    births = {n.name for n in gm.graph.nodes if any(u.name.startswith(("take", "unflatten")) for u in n.users)}
+    for node in gm.graph.nodes:
+        dims = axes.dims.get(node.name)
+        if dims is None or not has_tensor(node) or (indices.kept and node.name in births):
+            continue
+        want = tuple(dim.narrowed_size(indices.kept) for dim in dims)
+        if want != sizes(node):
+            yield f"{describe(node)} has sizes {sizes(node)}, but its axes say {want}: {', '.join(map(str, dims))}"
+
+
+def _a_layer_keeps_its_stream(gm: GraphModule) -> Iterator[str]:
+    interface = gm.meta.get(tags.Interface.__qualname__)
+    if interface is None:
+        return
+    stream = next(n for n in gm.graph.nodes if n.name == interface.stream)
+    outputs = gm.graph.output_node().args[0]
+    if len(outputs) != interface.outputs:
+        yield f"the graph gives {len(outputs)} values, its interface says {interface.outputs}"
+    if sizes(outputs[0]) != sizes(stream):
+        yield f"the stream comes in with {sizes(stream)} and goes out with {sizes(outputs[0])}"
+
+
+def _inputs_stand_in_order(gm: GraphModule) -> Iterator[str]:
+    interface = gm.meta.get(tags.Interface.__qualname__)
+    if interface is None:
+        return
+    indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
+    want = [interface.stream, *interface.sides]
+    want += [gather.placeholder for gather in indices.gathers] + [name for name, _ in interface.weights]
+    got = [n.name for n in gm.graph.nodes if n.op == "placeholder"]
+    if got != want:
+        yield f"the placeholders are {got}, they should be {want}"
+
+
+RULES: tuple[Callable[[GraphModule], Iterator[str]], ...] = (
+    _every_value_has_a_shape,
+    _every_shape_equals_its_axes,
+    _a_layer_keeps_its_stream,
+    _inputs_stand_in_order,
+)
+
+
+def verify(gm: GraphModule) -> None:
+    """Raises VerifyError with the first rule that the graph breaks."""
+    for rule in RULES:
+        for broken in rule(gm):
+            raise VerifyError(f"{rule.__name__.strip('_').replace('_', ' ')}: {broken}")

@@ -1,0 +1,1 @@
+"""Estfx inside other people's training loops."""

@@ -1,0 +1,179 @@
+"""Turns what stands on a command line into a model: a registered type, a folder, or a factory in a Python file."""
+
+import importlib.util
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from estfx.errors import EstfxError
+from estfx.settings import SettingsError, nearest, parse_yaml
+
+__all__ = ["BuiltModel", "build_model", "known_options", "merged_options", "model_types", "parse_options"]
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model, and what to call it with if it is none of transformers'."""
+
+    model: nn.Module
+    example_inputs: Any = None
+
+
+def build_model(spec: str, options: Mapping[str, Any] | None = None, *, device: str = "cpu") -> BuiltModel:
+    """Builds the model that `spec` names, with random weights unless a folder holds some.
+
+    `spec` is one of
+    - a model type in transformers' registry (`gpt2`), `options` its configuration's values,
+    - a folder with a `config.json`, `options` override its values,
+    - `path.py:factory`, a function that is called with `options` and returns an nn.Module, or a pair of one and its
+      example inputs.
+
+    On `device="meta"` no weights are made or read, for looking at models of any size.
+    Raises SettingsError when there is no such model, or it does not take the options.
+    """
+    options = dict(options or {})
+    if ".py:" in spec or spec.endswith(".py"):
+        return _from_factory(spec, options, device)
+    if os.path.isdir(spec):
+        return BuiltModel(_from_folder(Path(spec), options, device))
+    if spec in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return BuiltModel(_from_config(spec, _configured(spec, options), device))
+    if os.sep in spec or spec.startswith("."):
+        raise SettingsError(f"there is no folder {spec!r}.")
+    raise SettingsError(
+        f"unknown model {spec!r}; {nearest(spec, model_types())} "
+        "A model is a causal language model type of transformers, a folder with a config.json, or path.py:factory."
+    )
+
+
+def model_types() -> list[str]:
+    """The causal language model types that the installed transformers registers."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def known_options(model_type: str) -> set[str]:
+    """The names of the configuration values of a model type, aliases included."""
+    config_class = CONFIG_MAPPING[model_type]
+    names = {name for name in inspect.signature(config_class).parameters if name != "kwargs"}
+    return names | set(config_class.attribute_map) | {name for name in vars(config_class()) if name[0] != "_"}
+
+
+def merged_options(model_type: str, base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, where the two may call one value by different names."""
+    aliases: Mapping[str, str] = CONFIG_MAPPING[model_type].attribute_map
+    merged = {aliases.get(name, name): value for name, value in base.items()}
+    return merged | {aliases.get(name, name): value for name, value in over.items()}
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """Reads `key=value` pairs, the values as YAML: `n_layer=4`, `tie_word_embeddings=false`."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key.strip():
+            raise SettingsError(f"expected key=value, got {pair!r}.")
+        try:
+            options[key.strip()] = parse_yaml(text)
+        except yaml.YAMLError as fault:
+            raise SettingsError(f"{pair!r}: the value is not YAML: {' '.join(str(fault).split())}") from None
+    return options
+
+
+def _configured(model_type: str, options: dict[str, Any]) -> PreTrainedConfig:
+    _refuse_unknown(model_type, options)
+    try:
+        return CONFIG_MAPPING[model_type](**options)
+    except Exception as error:  # whatever the configuration's own checks raise
+        raise SettingsError(f"{model_type!r} does not take this configuration: {_one_line(error)}") from error
+
+
+def _refuse_unknown(model_type: str, options: Mapping[str, Any]) -> None:
+    # transformers stores what it does not know, and builds the default model in silence
+    known = known_options(model_type)
+    for key in options:
+        if key not in known:
+            raise SettingsError(f"{model_type!r} has no configuration value {key!r}; {nearest(key, known)}")
+
+
+def _from_config(name: str, config: PreTrainedConfig, device: str) -> nn.Module:
+    try:
+        with torch.device(device) if device == "meta" else nullcontext():
+            model: nn.Module = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever the model's own constructor raises
+        raise SettingsError(f"{name!r} cannot be built with this configuration: {_one_line(error)}") from error
+    return model
+
+
+def _from_folder(folder: Path, options: dict[str, Any], device: str) -> nn.Module:
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{folder} holds no config.json.") from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{folder / 'config.json'} cannot be read: {_one_line(error)}") from None
+    model_type = stored.get("model_type") if isinstance(stored, dict) else None
+    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise SettingsError(
+            f"{folder / 'config.json'} has the model_type {model_type!r}; {nearest(str(model_type), model_types())}"
+        )
+    _refuse_unknown(model_type, options)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # whatever the configuration's own checks raise
+        raise SettingsError(f"{folder} cannot be read as a configuration: {_one_line(error)}") from error
+    if device == "meta" or not any(folder.glob("*.safetensors")):
+        return _from_config(str(folder), config, device)
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True)
+    except Exception as error:  # weights that do not fit the configuration, or are damaged
+        raise SettingsError(f"the weights in {folder} cannot be loaded: {_one_line(error)}") from error
+    return model
+
+
+def _from_factory(spec: str, options: dict[str, Any], device: str) -> BuiltModel:
+    file, sign, name = spec.rpartition(":")
+    if not sign or not name:
+        raise SettingsError(f"{spec!r} names no factory; write {spec.rstrip(':')}:name_of_a_function.")
+    path = Path(file)
+    if not path.is_file():
+        raise SettingsError(f"there is no file {file!r}.")
+    module_spec = importlib.util.spec_from_file_location(f"estfx_factory_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses and pickle look their module up there
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's code
+        raise SettingsError(f"{file} cannot be imported: {_one_line(error)}") from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise SettingsError(f"{file} has no function {name!r}; {nearest(name, functions)}")
+    try:
+        with torch.device(device) if device == "meta" else nullcontext():
+            made = factory(**options)
+    except EstfxError:
+        raise
+    except Exception as error:  # it is the user's code
+        raise SettingsError(f"{spec} failed: {_one_line(error)}") from error
+    model, example_inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise SettingsError(f"{spec} returned a {type(model).__name__}; a factory returns an nn.Module.")
+    return BuiltModel(model, example_inputs)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

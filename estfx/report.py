@@ -1,0 +1,76 @@
+"""What was found in a model: its layers, their axes, and the reasons for whatever stays whole."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from estfx import tags
+from estfx.programs import Variant, analysed
+from estfx.trace import Decoder, trace
+
+__all__ = ["AxisReport", "LayerReport", "Report", "inspect"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AxisReport(_Record):
+    """An axis that may be narrowed."""
+
+    role: str  # "heads", "neurons", …
+    size: int  # units in the whole layer
+    parameters: dict[str, list[int]]  # the layer's parameters that have it, and in which dimensions
+    note: str = ""
+
+
+class LayerReport(_Record):
+    name: str
+    program: str  # the kind; layers of one kind share their graphs
+    droppable: bool
+    axes: list[AxisReport]
+    notes: list[str]  # why something stays whole, in words
+
+
+class Report(_Record):
+    model: str  # class name
+    layers: list[LayerReport]
+    notes: list[str] = []
+
+
+def inspect(model: nn.Module, example_inputs: object = None) -> Report:
+    """What estfx finds in a model, without changing it.
+
+    Raises UnsupportedModelError if the model has no layers, TraceError if one of them cannot be made a graph.
+    """
+    decoder = trace(model, example_inputs)
+    return report_of(decoder, {name: analysed(traced) for name, traced in decoder.traced.items()})
+
+
+def report_of(decoder: Decoder, variants: dict[str, Variant], notes: dict[str, list[str]] | None = None) -> Report:
+    layers = []
+    for name, info in decoder.infos.items():
+        variant = variants[info.program]
+        found = [_axis_report(variant, role) for role in variant.roles.found]
+        reasons = [*variant.roles.notes, *(notes or {}).get(info.program, [])]
+        if not variant.residuals.droppable:
+            reasons.append(f"the layer cannot be skipped: {variant.residuals.reason}")
+        if not found and not variant.roles.notes:
+            reasons.append("no axis of it closes into the residual stream")
+        layers.append(
+            LayerReport(
+                name=name, program=info.program, droppable=variant.residuals.droppable, axes=found, notes=reasons
+            )
+        )
+    return Report(model=type(decoder.model).__name__, layers=layers)
+
+
+def _axis_report(variant: Variant, role: tags.Role) -> AxisReport:
+    weights = dict(tags.get(variant.traced.graph, tags.Interface).weights)
+    parameters: dict[str, list[int]] = {}
+    for node, path in weights.items():
+        dims = [i for i, dim in enumerate(variant.axes.dims[node]) if role.axis in dim.axes()]
+        if dims:
+            parameters[path] = dims
+    return AxisReport(role=role.name, size=role.axis.size, parameters=parameters, note=role.note)

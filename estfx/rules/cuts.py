@@ -1,0 +1,206 @@
+"""Operators that take a dimension apart, or put one together: it becomes a sum of its parts."""
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from estfx.axes import extent_of
+from estfx.graphs import describe, sizes, tensor_of
+from estfx.walk import Arguments, Dims, Resize, Walk, resizer, rule
+
+aten = torch.ops.aten
+
+
+def _bounds(size: int, start: Any, end: Any) -> tuple[int, int] | None:
+    """Both ends of a slice as positions, or None if one of them is only known at run time."""
+    start, end = (0 if start is None else start), (size if end is None else end)
+    if not isinstance(start, int) or not isinstance(end, int):
+        return None
+    start, end, _ = slice(start, end).indices(size)
+    return start, max(start, end)
+
+
+@rule(aten.slice.Tensor)
+def slice_(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """`x[…, start:end:step]`: a cut; with a step, the step becomes the minor part of a product and stays whole."""
+    dims = list(walk.of(a["self"]))
+    at = a["dim"] % len(dims)
+    size, out = sizes(a["self"])[at], sizes(node)[at]
+    bounds = _bounds(size, a["start"], a["end"])
+    whole = str(tensor_of(a["self"]).shape[at]) == str(tensor_of(node).shape[at])
+    if whole:
+        return tuple(dims)
+    if bounds is None or not isinstance(a["step"], int):
+        walk.pin(f"cut at a dynamic position at {describe(node)}", dims[at], fresh := walk.fresh(tensor_of(node).shape[at]))
+        dims[at] = fresh
+    elif a["step"] != 1:
+        parts = walk.algebra.split_minor(dims[at], a["step"]) if bounds[1] == size and size % a["step"] == 0 else None
+        if parts is None:
+            walk.pin(f"every {a['step']}th unit is taken at {describe(node)}", dims[at], fresh := walk.fresh(out))
+            dims[at] = fresh
+        else:
+            walk.pin(f"every {a['step']}th unit is taken at {describe(node)}", parts[1])
+            dims[at] = parts[0]
+    else:
+        start, end = bounds
+        dims[at] = walk.cut(node, dims[at], [start, end - start, size - end])[1]
+    return tuple(dims)
+
+
+@resizer(aten.slice.Tensor)
+def resize_slice(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
+    dims = resize.dims(a["self"])
+    dim = dims[a["dim"] % len(dims)]
+    bounds = _bounds(dim.size, a["start"], a["end"])
+    if not resize.changes(dim) or bounds is None or a["step"] != 1:
+        return {}
+    start, end = bounds
+    return {"start": dim.offset(start, resize.kept), "end": dim.offset(end, resize.kept)}
+
+
+@rule(aten.narrow.default)
+def narrow(walk: Walk, node: Node, a: Arguments) -> Dims:
+    dims = list(walk.of(a["self"]))
+    at = a["dim"] % len(dims)
+    size = sizes(a["self"])[at]
+    if not isinstance(a["start"], int) or not isinstance(a["length"], int):
+        walk.pin(f"cut at a dynamic position at {describe(node)}", dims[at], fresh := walk.fresh(tensor_of(node).shape[at]))
+        dims[at] = fresh
+        return tuple(dims)
+    start = a["start"] % size
+    dims[at] = walk.cut(node, dims[at], [start, a["length"], size - start - a["length"]])[1]
+    return tuple(dims)
+
+
+@resizer(aten.narrow.default)
+def resize_narrow(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
+    dims = resize.dims(a["self"])
+    dim = dims[a["dim"] % len(dims)]
+    if not resize.changes(dim):
+        return {}
+    start = a["start"] % dim.size
+    first, last = (dim.offset(p, resize.kept) for p in (start, start + a["length"]))
+    return {"start": first, "length": last - first}
+
+
+@rule(aten.select.int)
+def select(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """`x[…, i, …]`: one unit is cut out, and its dimension goes."""
+    dims = list(walk.of(a["self"]))
+    at = a["dim"] % len(dims)
+    size = sizes(a["self"])[at]
+    if not isinstance(a["index"], int):
+        walk.pin(f"taken at a dynamic position at {describe(node)}", dims[at])
+    else:
+        index = a["index"] % size
+        walk.cut(node, dims[at], [index, 1, size - index - 1])
+    del dims[at]
+    return tuple(dims)
+
+
+@resizer(aten.select.int)
+def resize_select(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
+    dims = resize.dims(a["self"])
+    dim = dims[a["dim"] % len(dims)]
+    return {"index": dim.offset(a["index"] % dim.size, resize.kept)} if resize.changes(dim) else {}
+
+
+@rule(aten.unbind.int)
+def unbind(walk: Walk, node: Node, a: Arguments) -> list[Dims]:
+    dims = walk.of(a["self"])
+    at = a["dim"] % len(dims)
+    size = sizes(a["self"])[at]
+    walk.cut(node, dims[at], [1] * size)
+    return [(*dims[:at], *dims[at + 1 :])] * size
+
+
+@rule(
+    aten.split.Tensor,
+    aten.split.sizes,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.tensor_split.sections,
+    aten.tensor_split.indices,
+)
+def split(walk: Walk, node: Node, a: Arguments) -> list[Dims]:
+    dims = walk.of(a["self"])
+    at = a["dim"] % len(dims)
+    parts = [part.shape[at] for part in node.meta["val"]]
+    lengths = [extent_of(part)[0] for part in parts]
+    if any(isinstance(part, torch.SymInt) for part in parts):
+        fresh = [walk.fresh(part) for part in parts]
+        walk.pin(f"cut at a dynamic position at {describe(node)}", dims[at], *fresh)
+        return [(*dims[:at], ref, *dims[at + 1 :]) for ref in fresh]
+    refs = walk.cut(node, dims[at], lengths)
+    return [(*dims[:at], ref, *dims[at + 1 :]) for ref in refs]
+
+
+@resizer(
+    aten.split.Tensor,
+    aten.split.sizes,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.tensor_split.sections,
+    aten.tensor_split.indices,
+)
+def resize_split(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
+    """Whatever form the split had, its parts now get their sizes one by one."""
+    dims = resize.dims(a["self"])
+    at = a["dim"] % len(dims)
+    if not resize.changes(dims[at]):
+        return {}
+    ends = list(accumulate((extent_of(part.shape[at])[0] for part in node.meta["val"]), initial=0))
+    offsets = [dims[at].offset(end, resize.kept) for end in ends]
+    node.target = aten.split_with_sizes.default
+    return {"self": a["self"], "split_sizes": [b - a for a, b in pairwise(offsets)], "dim": at}
+
+
+@rule(aten.cat.default, aten.concat.default)
+def cat(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """The sum of the parts along one dimension; all others unify."""
+    parts = [n for n in a["tensors"] if tensor_of(n).ndim == tensor_of(node).ndim]  # an empty vector may stand among them
+    at = a["dim"] % tensor_of(node).ndim
+    dims = list(walk.of(parts[0]))
+    for other in parts[1:]:
+        for i, (x, y) in enumerate(zip(dims, walk.of(other), strict=True)):
+            if i != at:
+                walk.unify(node, x, y)
+    dims[at] = walk.algebra.sum(walk.of(part)[at] for part in parts)
+    return tuple(dims)
+
+
+@rule(aten.index.Tensor)
+def index(walk: Walk, node: Node, a: Arguments) -> "Dims | list[Dims]":
+    """`x[:, i]` with one tensor of positions: the indexed dimension stays whole, the positions' dimensions come in."""
+    places = [(i, n) for i, n in enumerate(a["indices"]) if n is not None]
+    if len(places) != 1 or tensor_of(places[0][1]).dtype is torch.bool:
+        return walk.pin_all(node, f"indexed by several tensors or a mask at {describe(node)}")
+    at, positions = places[0]
+    dims = walk.of(a["self"])
+    walk.pin(f"indexed by position at {describe(node)}", dims[at])
+    return (*dims[:at], *walk.of(positions), *dims[at + 1 :])
+
+
+@rule(aten.gather.default)
+def gather(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """`out[i, j] = x[i, index[i, j]]`: the indexed dimension stays whole, the others unify where they are as long."""
+    at = a["dim"] % max(tensor_of(node).ndim, 1)
+    x, positions = walk.of(a["self"]), walk.of(a["index"])
+    for i, (ref, other) in enumerate(zip(x, positions, strict=True)):
+        if i == at:
+            walk.pin(f"indexed by position at {describe(node)}", ref)
+        elif walk.algebra.size(ref) == walk.algebra.size(other):
+            walk.unify(node, ref, other)
+        else:
+            walk.pin(f"taken in part at {describe(node)}", ref, other)
+    return positions
+
+
+@rule(aten.embedding.default)
+def embedding(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """`out[…, d] = weight[index[…], d]`."""
+    weight = walk.of(a["weight"])
+    walk.pin(f"indexed by position at {describe(node)}", weight[0])
+    return (*walk.of(a["indices"]), *weight[1:])

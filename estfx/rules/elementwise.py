@@ -1,0 +1,46 @@
+"""Operators that work on each element by itself: dimensions align at the right and unify."""
+
+import torch
+from torch.fx import Node
+
+from estfx.graphs import has_tensor, nodes_within, sizes
+from estfx.walk import Arguments, Dims, Walk, rule
+
+aten = torch.ops.aten
+
+
+# Any other operator that torch itself tags as pointwise uses this rule too.
+@rule(
+    aten.add.Tensor,
+    aten.dropout.default,
+    aten.native_dropout.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten.type_as.default,
+    aten._to_copy.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.alias.default,
+    aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+    aten.where.Scalar,
+    aten.silu.default,
+    aten.softplus.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.rand_like.default,
+    aten.expand_as.default,
+    aten.feature_dropout.default,
+)
+def elementwise(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """`out[i] = f(x[i], y[i], …)`."""
+    operands = [n for n in nodes_within((node.args, node.kwargs)) if has_tensor(n)]
+    return walk.align(node, operands, sizes(node))

@@ -1,0 +1,198 @@
+"""Which subnetwork is in force, and which programs and indices the layers run with."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from estfx import tags
+from estfx.draws import draw_layers, draw_units
+from estfx.errors import EstfxError
+from estfx.programs import Counts, Kind, Program, Variant, resolve
+from estfx.report import Report
+from estfx.schedule import Schedule, Stage, kept_count
+from estfx.subnetwork import Subnetwork
+
+__all__ = ["Runtime"]
+
+log = logging.getLogger(__name__)
+ALIGNMENT = 8  # index inputs start at multiples of 64 bytes in the one buffer that travels to the device
+
+
+@dataclass
+class Runtime:
+    """The state of an evolving model. Everything that depends on the step is a pure function of (schedule, seed, step)."""
+
+    schedule: Schedule
+    seed: int
+    report: Report
+    layers: dict[str, Kind]  # by layer name, in the order of the calls
+    compiler: Callable[[GraphModule], Callable[..., Any]] | None
+    step: int | None = None
+    stage_index: int = 0
+    _running: dict[str, bool] = field(default_factory=dict)
+    _drawn: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # layer → role → units
+    _indices: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
+        """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
+        twin = copy.copy(self)
+        twin._running, twin._drawn, twin._indices = dict(self._running), dict(self._drawn), dict(self._indices)
+        twin._warned = set(self._warned)
+        memo[id(self)] = twin
+        return twin
+
+    # -- the step ---------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage:
+        return self.schedule.stages[self.stage_index]
+
+    @property
+    def update_scale(self) -> float:
+        """By what a running layer's update of the stream is multiplied, to make up for the layers that are skipped."""
+        if self.schedule.skipped_layers == "inverse_keep" and self.stage.layers < 1:
+            return 1.0 / self.stage.layers
+        return 1.0
+
+    def set_step(self, step: int, device: torch.device) -> None:
+        stage_index, stage = self.schedule.stage_at(step)
+        step = int(step)
+        if step == self.step:
+            return
+        names = list(self.layers)
+        droppable = [name for name in names if self.layers[name].first.residuals.droppable]
+        kept = kept_count(len(droppable), stage.layers) if droppable else 0
+        runs = draw_layers(seed=self.seed, step=step, num_layers=len(droppable), kept=kept) if droppable else []
+        self._running = dict.fromkeys(names, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
+        self._drawn = {name: {} for name in names}
+        matrices: dict[tuple[str, int], np.ndarray] = {}
+        for row, name in enumerate(names):
+            for role in self.layers[name].first.roles.found:
+                key = (role.name, role.axis.size)
+                if key not in matrices:
+                    matrices[key] = draw_units(
+                        self.schedule.policy,
+                        seed=self.seed,
+                        step=step,
+                        role=role.name,
+                        num_layers=len(names),
+                        size=role.axis.size,
+                        kept=self._count(role, stage),
+                    )
+                self._drawn[name][role.name] = matrices[key][row]
+        self.step, self.stage_index = step, stage_index
+        self._indices = {}
+        self._send(device)
+
+    def _count(self, role: tags.Role, stage: Stage) -> int:
+        multiple = self.schedule.neurons_multiple_of if role.fraction == "neurons" else 1
+        return kept_count(role.axis.size, getattr(stage, role.fraction), multiple)
+
+    def counts(self, kind: Kind, stage: Stage | None = None) -> Counts:
+        """How many units of each role the stage keeps, whole ones left out."""
+        stage = stage or self.stage
+        counts = ((role.name, self._count(role, stage)) for role in kind.first.roles.found)
+        sizes = {role.name: role.axis.size for role in kind.first.roles.found}
+        return tuple(sorted((name, count) for name, count in counts if count < sizes[name]))
+
+    # -- what the mounts ask ----------------------------------------------------------------------
+
+    def require_step(self) -> None:
+        if self.step is None:
+            raise EstfxError(
+                "the model is in training mode, but no step was set. Call model.set_step(step) before each optimizer "
+                "step (with Trainer: callbacks=[EvolvingCallback()]), or model.eval() to run the whole model."
+            )
+
+    def runs(self, name: str) -> bool:
+        self.require_step()
+        return self._running[name]
+
+    def program(self, kind: Kind, variant: Variant) -> Program:
+        self.require_step()
+        return variant.program(self.counts(kind), self.compiler)
+
+    def indices(self, name: str, program: Program, device: torch.device) -> list[torch.Tensor]:
+        key = (name, id(program))
+        if key not in self._indices:  # a program made since the step was set
+            drawn = {role: units[None] for role, units in self._drawn[name].items()}
+            self._indices[key] = [torch.from_numpy(i[0].copy()).to(device) for i in program.indices(drawn)]
+        return self._indices[key]
+
+    def _send(self, device: torch.device) -> None:
+        """All indices of the step for all programs that are known, in one copy to the device."""
+        parts: list[np.ndarray] = []
+        places: list[tuple[tuple[str, int], int, int]] = []
+        position = 0
+        for kind in _unique(self.layers.values()):
+            names = [n for n, k in self.layers.items() if k is kind and self._running[n]]
+            counts = self.counts(kind)
+            programs = [v.programs[counts] for v in kind.all_variants() if counts in v.programs]
+            for program in programs:
+                if not program.gathers or not names:
+                    continue
+                roles = [role for role, _ in program.units]
+                drawn = {role: np.stack([self._drawn[n][role] for n in names]) for role in roles}
+                for index_LK in program.indices(drawn):
+                    length = index_LK.shape[-1]
+                    stride = -(-length // ALIGNMENT) * ALIGNMENT
+                    padded = np.zeros((len(names), stride), dtype=np.int64)
+                    padded[:, :length] = index_LK
+                    parts.append(padded.ravel())
+                    for row, name in enumerate(names):
+                        places.append(((name, id(program)), position + row * stride, length))
+                    position += padded.size
+        if not parts:
+            return
+        buffer = torch.from_numpy(np.concatenate(parts))
+        if device.type == "cuda":
+            buffer = buffer.pin_memory().to(device, non_blocking=True)
+        for key, start, length in places:
+            self._indices.setdefault(key, []).append(buffer[start : start + length])
+
+    def warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning(message)
+
+    # -- what users ask ---------------------------------------------------------------------------
+
+    def subnetwork(self, model: nn.Module) -> Subnetwork:
+        self.require_step()
+        assert self.step is not None
+        units = {
+            name: {role: torch.from_numpy(units.copy()) for role, units in self._drawn[name].items()}
+            for name, runs in self._running.items()
+            if runs
+        }
+        return Subnetwork(self.step, dict(self._running), units, lambda: self._narrowed(model, units))
+
+    def _narrowed(
+        self, model: nn.Module, units: dict[str, dict[str, torch.Tensor]]
+    ) -> dict[str, dict[int, torch.Tensor]]:
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        found: dict[str, dict[int, torch.Tensor]] = {}
+        for layer, drawn in units.items():
+            kind = self.layers[layer]
+            program = kind.first.program(self.counts(kind), self.compiler)
+            indices = program.indices({role: index.numpy()[None] for role, index in drawn.items()})
+            by_input = dict(zip((g.placeholder for g in program.gathers), indices, strict=True))
+            for path, dim, placeholder in tags.get(program.graph, tags.Indices).weights:
+                name = names.get(id(resolve(model.get_submodule(layer), path)))
+                if name is not None:  # else it is a buffer
+                    found.setdefault(name, {})[dim] = torch.from_numpy(by_input[placeholder][0].copy())
+        return found
+
+
+def _unique(kinds: Iterable[Kind]) -> list[Kind]:
+    return list({id(kind): kind for kind in kinds}.values())

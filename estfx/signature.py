@@ -1,0 +1,60 @@
+"""Call signatures: what about a layer's arguments decides which graph it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+__all__ = ["Signature", "constant_key", "flatten", "is_plain", "signature_of"]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Structure of the arguments; for tensors dtype, device type, rank and which sizes are 1; the rest by value."""
+
+    spec: pytree.TreeSpec
+    leaves: tuple[Hashable, ...]
+    weights: tuple[torch.dtype, ...]
+    autocast: Hashable
+
+    def __str__(self) -> str:
+        tensors = [leaf for leaf in self.leaves if isinstance(leaf, tuple) and leaf[:1] == ("tensor",)]
+        return f"{len(tensors)} tensors, {len(self.leaves) - len(tensors)} constants, autocast {self.autocast}"
+
+
+def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    return pytree.tree_flatten((args, kwargs))
+
+
+def constant_key(value: object) -> Hashable:
+    """A constant argument by value, or by identity where it has none."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return (type(value).__name__, value)
+    return (type(value).__qualname__, id(value))
+
+
+def tensor_key(tensor: torch.Tensor) -> Hashable:
+    ones = tuple(size == 1 for size in tensor.shape)
+    return ("tensor", tensor.dtype, tensor.device.type, ones)
+
+
+def autocast_state(device_type: str) -> Hashable:
+    if not torch.is_autocast_enabled(device_type):
+        return "off"
+    return (device_type, torch.get_autocast_dtype(device_type))
+
+
+def is_plain(leaf: object) -> bool:
+    """Whether a leaf is a tensor or a constant; a KV cache, for one, is neither."""
+    return leaf is None or isinstance(leaf, (torch.Tensor, bool, int, float, str, torch.dtype, torch.device))
+
+
+def signature_of(
+    leaves: list[Any], spec: pytree.TreeSpec, device_type: str, weights: tuple[torch.dtype, ...]
+) -> Signature:
+    keys = tuple(tensor_key(leaf) if isinstance(leaf, torch.Tensor) else constant_key(leaf) for leaf in leaves)
+    return Signature(spec, keys, weights, autocast_state(device_type))

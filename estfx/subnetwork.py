@@ -1,0 +1,29 @@
+"""What is kept at one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["Subnetwork"]
+
+
+@dataclass(frozen=True)
+class Subnetwork:
+    """The part of the model that one optimizer step trains.
+
+    `layers` says by layer name whether it runs; `units` gives, for each layer that runs, the kept indices by role
+    (int64, ascending): "heads" are KV heads where queries share them. A role that is whole lists all of its units.
+    """
+
+    step: int
+    layers: dict[str, bool]
+    units: dict[str, dict[str, torch.Tensor]]
+    _parameters: Callable[[], dict[str, dict[int, torch.Tensor]]] = field(repr=False, compare=False)
+
+    def parameters(self) -> dict[str, dict[int, torch.Tensor]]:
+        """For every parameter that this step narrows, its name in `model.named_parameters()`, the kept indices by
+        dimension. Skipped layers' parameters are not listed."""
+        return self._parameters()

@@ -1,0 +1,127 @@
+"""What a training run is made of: read from YAML, changed by `--set a.b=c`, and resolved to the last value."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from estfx.model_presets import small_options
+from estfx.model_spec import merged_options, model_types, parse_options
+from estfx.schedule import Count, Fraction, Schedule, Stage
+from estfx.settings import Settings, SettingsError
+from estfx.text_data import END_OF_FILE, VOCAB_SIZE
+
+__all__ = ["DataSettings", "ModelSettings", "RunConfig", "ScheduleSettings", "TrainSettings"]
+
+Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+
+
+class ModelSettings(Settings):
+    """The model to train."""
+
+    name: str = "gpt2"  # a model type, a folder, or path.py:factory
+    config: Mapping[str, Any] = Field(default_factory=dict)  # values of its configuration, over the small preset's
+
+
+class DataSettings(Settings):
+    """The text: Python's own standard library, bytes as tokens."""
+
+    seq_len: Annotated[int, Field(ge=2, strict=True)] = 128  # tokens
+    held_out_blocks: Count = 256  # blocks of seq_len on which the held-out loss is taken
+
+
+class TrainSettings(Settings):
+    """The optimizer's side."""
+
+    total_steps: Count = 300
+    batch_size: Count = 16  # blocks per optimizer step and device
+    learning_rate: Positive = 1e-3  # peak; linear warm-up, then a cosine to 0
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 20
+    weight_decay: NotNegative = 0.1
+    max_grad_norm: Positive = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0  # of weights, data order and draws
+    compile: Literal["auto", True, False] = "auto"  # auto: with torch.compile if this machine can
+
+
+class ScheduleSettings(Settings):
+    """A preset, or the stages themselves; the rest as in `Schedule`."""
+
+    preset: Literal["est", "constant"] | None = None  # est, unless stages are given
+    keep: Fraction | None = None  # of the preset; 0.5 if not given
+    stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None
+    policy: Literal["random", "window"] = "random"
+    neurons_multiple_of: Count = 1
+    skipped_layers: Literal["identity", "inverse_keep"] = "identity"
+
+    @model_validator(mode="after")
+    def _preset_or_stages(self) -> Self:
+        if self.stages is not None and (self.preset is not None or self.keep is not None):
+            raise ValueError("give either preset (and keep) or stages, not both.")
+        return self
+
+    def build(self, total_steps: int) -> Schedule:
+        """Returns the schedule for a run of that many steps."""
+        if self.stages is not None:
+            stages = self.stages
+        elif self.preset == "constant":
+            stages = Schedule.constant(self.keep or 0.5).stages
+        else:
+            stages = Schedule.est(total_steps, self.keep or 0.5).stages
+        return Schedule(
+            stages=stages,
+            total_steps=total_steps,
+            policy=self.policy,
+            neurons_multiple_of=self.neurons_multiple_of,
+            skipped_layers=self.skipped_layers,
+        )
+
+
+class RunConfig(Settings):
+    """A whole training run."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Self:
+        """Reads a YAML file (none: the defaults), then applies `a.b=c` overrides in order."""
+        data = cls.mapping_from_yaml(path) if path is not None else {}
+        for key, value in parse_options(overrides).items():
+            _put(data, key, value)
+        try:
+            return cls.from_mapping(data)
+        except cls.error as fault:
+            raise cls.error(f"{path}: {fault}" if path is not None else str(fault)) from None
+
+    def resolved(self) -> Self:
+        """The same run with nothing left to presets: all model options and all stages written out."""
+        config = dict(self.model.config)
+        if self.model.name in model_types():
+            small = small_options(
+                self.model.name, vocab_size=VOCAB_SIZE, seq_len=self.data.seq_len, end_of_text=END_OF_FILE
+            )
+            config = merged_options(self.model.name, small, config)
+        schedule = self.schedule.model_dump() | {
+            "preset": None,
+            "keep": None,
+            "stages": self.schedule.build(self.train.total_steps).stages,
+        }
+        model = ModelSettings(name=self.model.name, config=config)
+        return self.model_copy(update={"model": model, "schedule": ScheduleSettings(**schedule)})
+
+
+def _put(data: dict[str, Any], dotted: str, value: object) -> None:
+    *sections, last = dotted.split(".")
+    place = data
+    for depth, section in enumerate(sections, start=1):
+        inner = place.setdefault(section, {})
+        if inner is None:
+            inner = place[section] = {}
+        if not isinstance(inner, dict):
+            raise SettingsError(f"cannot set {dotted!r}: {'.'.join(sections[:depth])!r} is {inner!r}, not a section.")
+        place = inner
+    place[last] = value

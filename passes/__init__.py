@@ -1,0 +1,32 @@
+"""The passes, one to a file, and the only place that knows their order."""
+
+from collections.abc import Mapping
+
+from estfx.axes import Axis
+from estfx.passes.drop_noise import DropNoise
+from estfx.passes.find_attention import FindAttention
+from estfx.passes.find_axes import FindAxes
+from estfx.passes.find_mlp import FindMlp
+from estfx.passes.find_residuals import FindResiduals
+from estfx.passes.narrow_axes import NarrowAxes
+from estfx.passes.scale_contractions import ScaleContractions
+from estfx.pipeline import Pass
+
+__all__ = ["analysis", "specialisation"]
+
+
+def analysis() -> tuple[Pass, ...]:
+    return (
+        DropNoise(),  # assertions, whole slices; first, so that no rule meets them
+        FindResiduals(),  # puts Residuals
+        FindAxes(),  # puts Axes on every value
+        FindAttention(),  # puts Roles with the heads; needs Axes
+        FindMlp(),  # adds the neurons to Roles: what is left; needs the cores
+    )
+
+
+def specialisation(kept: Mapping[Axis, int]) -> tuple[Pass, ...]:
+    return (
+        NarrowAxes(kept),  # takes the kept units, computes sizes again, puts Indices
+        ScaleContractions(),  # needs the counts in Indices
+    )

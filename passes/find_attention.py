@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from estfx import tags
+from estfx.axes import Axis
+from estfx.graphs import arguments, has_tensor, nodes_within, tensor_of
+from estfx.pipeline import Analysis
+
+aten = torch.ops.aten
+FUSED = {aten.scaled_dot_product_attention.default}
+SOFTMAX = {aten.softmax.int, aten._softmax.default}
+PASS_ON = {
+    aten.dropout.default,
+    aten.to.dtype,
+    aten.type_as.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten.contiguous.default,
+    aten.expand.default,
+    aten.slice.Tensor,
+}
+
+
+@dataclass(frozen=True)
+class FindAttention(Analysis):
+    """Puts `Roles` with the heads: the axes that an attention core runs over in parallel.
+
+    A core is the fused operator, or a softmax over the last dimension whose result is contracted with values along it.
+    Of its axes the KV heads are taken, so that whole groups go together; with a single KV head, the query heads.
+    """
+
+    needs: ClassVar = (tags.Axes,)
+    puts: ClassVar = (tags.Roles,)
+
+    def run(self, gm: GraphModule) -> int:
+        axes = tags.get(gm, tags.Axes)
+        cores = tuple(_cores(gm, axes))
+        found: list[tags.Role] = []
+        notes: list[str] = []
+        for core in cores:
+            if any(role.axis in core.batch for role in found):
+                continue
+            candidates = [*core.shared, *(axis for axis in core.batch if axis not in core.shared)]
+            candidates = [axis for axis in candidates if axis.size > 1 and not axis.dynamic]
+            free = [axis for axis in candidates if not axes.obstacle(axis)]
+            if free:
+                name = "heads" if not found else f"heads_{len(found) + 1}"
+                found.append(tags.Role(name, free[0], _coupling_note(axes, free[0])))
+            elif candidates:
+                reasons = "; ".join(f"{axis.size}: {axes.obstacle(axis)}" for axis in candidates)
+                notes.append(f"the heads of the attention core {core.node} stay whole ({reasons})")
+            else:
+                notes.append(f"the attention core {core.node} has a single head")
+        tags.put(gm, tags.Roles(tuple(found), cores, tuple(notes)))
+        return len(found)
+
+
+def _coupling_note(axes: tags.Axes, axis: Axis) -> str:
+    where = axes.coupled.get(axis, ())
+    return f"a statistic at {', '.join(where)} is taken over the kept part" if where else ""
+
+
+def _axes_of(dims: Iterable[object]) -> list[Axis]:
+    return list(dict.fromkeys(axis for dim in dims for axis in dim.axes()))  # type: ignore[attr-defined]
+
+
+def _cores(gm: GraphModule, axes: tags.Axes) -> Iterator[tags.Core]:
+    for node in gm.graph.nodes:
+        if node.target in FUSED:
+            out, values = axes.dims[node.name], axes.dims[arguments(node)["value"].name]
+            batch = _axes_of(out[:-2])
+            shared = set(_axes_of(values[:-2]))
+            yield tags.Core(node.name, tuple(batch), tuple(a for a in batch if a in shared), tuple(_axes_of(out[-1:])))
+        elif node.target in SOFTMAX and arguments(node)["dim"] in (-1, tensor_of(node).ndim - 1):
+            yield from _core_by_hand(node, axes)
+
+
+def _core_by_hand(softmax: Node, axes: tags.Axes) -> Iterator[tags.Core]:
+    weighed = set(_axes_of(axes.dims[softmax.name][-1:]))
+    closings = {closing.node: closing for closing in axes.closings}
+    todo, seen = list(softmax.users), {softmax}
+    while todo:
+        node = todo.pop()
+        if node in seen or not has_tensor(node):
+            continue
+        seen.add(node)
+        if node.name in closings and set(closings[node.name].dim.axes()) == weighed:
+            operands = [n for n in nodes_within((node.args, node.kwargs)) if has_tensor(n)]
+            left = {a for n in operands if n in seen for a in _axes_of(axes.dims[n.name])}
+            right = {a for n in operands if n not in seen for a in _axes_of(axes.dims[n.name])}
+            out = _axes_of(axes.dims[node.name])
+            batch = tuple(a for a in out if a in left and a in right)
+            yield tags.Core(node.name, batch, batch, tuple(a for a in out if a in right and a not in left))
+        elif node.target in PASS_ON:
+            todo.extend(node.users)

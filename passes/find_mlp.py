@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch.fx import GraphModule
+
+from estfx import tags
+from estfx.axes import Axis
+from estfx.graphs import has_tensor
+from estfx.passes.find_attention import _coupling_note
+from estfx.pipeline import Analysis
+
+
+@dataclass(frozen=True)
+class FindMlp(Analysis):
+    """Adds the neurons to `Roles`: every other axis that closes into the stream and is no dimension of a value."""
+
+    needs: ClassVar = (tags.Axes, tags.Roles)
+    puts: ClassVar = (tags.Roles,)
+
+    def run(self, gm: GraphModule) -> int:
+        axes, roles = tags.get(gm, tags.Axes), tags.get(gm, tags.Roles)
+        taken = {axis for core in roles.cores for axis in (*core.batch, *core.values)}
+        found = []
+        notes = []
+        for axis in _closing_axes(gm, axes):
+            if axis in taken or axis.size < 2:
+                continue
+            obstacle = axes.obstacle(axis)
+            if not obstacle:
+                name = "neurons" if not found else f"neurons_{len(found) + 1}"
+                found.append(tags.Role(name, axis, _coupling_note(axes, axis)))
+            elif not axis.dynamic and any(c.to_stream and axis in c.dim.axes() for c in axes.closings):
+                notes.append(f"a dimension of {axis.size} that closes into the stream stays whole: {obstacle}")
+        tags.put(gm, replace(roles, found=(*roles.found, *found), notes=(*roles.notes, *notes)))
+        return len(found)
+
+
+def _closing_axes(gm: GraphModule, axes: tags.Axes) -> list[Axis]:
+    """The axes that contractions sum over, in the order of the graph, if they occur in a value at all."""
+    order = {node.name: i for i, node in enumerate(gm.graph.nodes) if has_tensor(node)}
+    closings = sorted(axes.closings, key=lambda closing: order[closing.node])
+    return list(dict.fromkeys(axis for closing in closings for axis in closing.dim.axes()))

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import networkx as nx
+import torch
+from torch.fx import GraphModule, Node
+
+from estfx import tags
+from estfx.graphs import describe, has_tensor, tensor_of
+from estfx.pipeline import Analysis
+
+aten = torch.ops.aten
+ADD = {aten.add.Tensor, aten.add_.Tensor}
+IDENTITIES = {
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten._to_copy.default,
+    aten.type_as.default,
+    aten.dropout.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.alias.default,
+    aten.detach.default,
+}
+RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
+SCALINGS = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
+
+
+@dataclass(frozen=True)
+class FindResiduals(Analysis):
+    """Puts `Residuals`: the joins `out = skip + branch`, and whether the layer may be passed over.
+
+    A join is an `add` that is dominated by a fork to which one operand leads back through identities alone. A layer
+    whose output leads back to its stream through nothing but joins and identities is droppable.
+    """
+
+    puts: ClassVar = (tags.Residuals,)
+
+    def run(self, gm: GraphModule) -> int:
+        interface = tags.get(gm, tags.Interface)
+        stream = next(n for n in gm.graph.nodes if n.name == interface.stream)
+        flow = _flow(gm, stream)
+        dominators = nx.immediate_dominators(flow, stream)
+        found: dict[Node, tags.Join] = {}
+        out = gm.graph.output_node().args[0][0]
+        stop = _walk_back(out, stream, flow, dominators, found)
+        joins = tuple(found[n] for n in gm.graph.nodes if n in found)
+        reason = ""
+        if stop is not stream:
+            reason = f"its output does not lead back to its stream through residual joins: they end at {describe(stop)}"
+        elif not joins:
+            reason = "it has no residual join: its output is its input"
+        elif interface.outputs > 1:
+            reason = "something outside reads another output of it than the stream"
+        tags.put(gm, tags.Residuals(joins, droppable=not reason, reason=reason))
+        return len(joins)
+
+
+def _flow(gm: GraphModule, stream: Node) -> nx.DiGraph:
+    """The part of the graph that depends on the stream, an edge for each use."""
+    flow = nx.DiGraph()
+    flow.add_node(stream)
+    for node in gm.graph.nodes:
+        for source in node.all_input_nodes:
+            if source in flow and has_tensor(node):
+                flow.add_edge(source, node)
+            elif source in flow and node.op == "call_function" and isinstance(node.meta.get("val"), (list, tuple)):
+                flow.add_edge(source, node)
+    return flow
+
+
+def _identity_source(node: Node) -> Node | None:
+    """What the node passes on unchanged but for dtype, dropout, shape or a constant factor."""
+    if node.op != "call_function" or not node.args or not has_tensor(node.args[0]):
+        return None
+    source = node.args[0]
+    assert isinstance(source, Node)
+    if node.target in IDENTITIES:
+        return source
+    if node.target in RESHAPES and tensor_of(source).shape[-1] == tensor_of(node).shape[-1]:
+        return source
+    if node.target in SCALINGS and not has_tensor(node.args[1]):
+        return source
+    return None
+
+
+def _walk_back(
+    node: Node, stream: Node, flow: nx.DiGraph, dominators: dict[Node, Node], found: dict[Node, tags.Join]
+) -> Node:
+    """Follows identities and joins from `node` towards the stream, noting the joins; returns where it had to stop."""
+    while node is not stream:
+        if (source := _identity_source(node)) is not None:
+            node = source
+            continue
+        if node.target not in ADD or node not in flow:
+            return node
+        operands = [n for n in node.args[:2] if has_tensor(n)]
+        if len(operands) != 2 or not all(n in flow for n in operands):
+            return node
+        fork = dominators[node]
+        trials = []
+        for skip, branch in (operands, operands[::-1]):
+            inner: dict[Node, tags.Join] = {}
+            if _leads_back(skip, fork, flow, dominators, inner):
+                trials.append((skip, branch, inner))
+        if not trials:
+            return node
+        skip, branch, inner = trials[0]
+        between = (nx.descendants(flow, fork) & nx.ancestors(flow, branch)) | {branch}
+        found[node] = tags.Join(node.name, fork.name, skip.name, branch.name, frozenset(n.name for n in between))
+        found.update(inner)
+        node = fork
+    return node
+
+
+def _leads_back(
+    node: Node, fork: Node, flow: nx.DiGraph, dominators: dict[Node, Node], inner: dict[Node, tags.Join]
+) -> bool:
+    while node is not fork:
+        if (source := _identity_source(node)) is not None:
+            node = source
+        elif node.target in ADD and node in flow:
+            before = len(inner)
+            stop = _walk_back(node, fork, flow, dominators, inner)
+            if stop is node or len(inner) == before:
+                return False
+            node = stop
+        else:
+            return False
+    return True

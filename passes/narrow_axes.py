@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import gcd, prod
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from estfx import tags
+from estfx.axes import Axis, Dim, Product, Sum, coarse
+from estfx.errors import VerifyError
+from estfx.gather import take
+from estfx.graphs import arguments, describe, has_tensor, nodes_within, propagate_shapes
+from estfx.pipeline import Rewrite
+from estfx.walk import FACTORIES, RESIZERS, Resize
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class NarrowAxes(Rewrite):
+    """Makes axes smaller: takes the kept units where an axis is born, and computes again the sizes made from it.
+
+    before                                        after
+        %w1 = placeholder                             %index = placeholder
+        %w2 = placeholder                             %w1, %w2 = placeholder
+                                                      %take = take(%w1, 0, %index)
+                                                      %take_1 = take(%w2, 1, %index)
+        %up = linear(%x, %w1)                         %up = linear(%x, %take)
+        %act = view(%up, [b, t, 12, 64])              %act = view(%up, [b, t, 6, 64])
+        %down = linear(%act, %w2)                     %down = linear(%act, %take_1)
+    """
+
+    kept: Mapping[Axis, int] = field(default_factory=dict)
+    needs: ClassVar = (tags.Axes, tags.Roles, tags.Interface)
+    puts: ClassVar = (tags.Indices,)
+
+    def run(self, gm: GraphModule) -> int:
+        kept = {axis: count for axis, count in self.kept.items() if count != axis.size}
+        if not kept:
+            tags.put(gm, tags.Indices())
+            return 0
+        narrowing = _Narrowing(gm, kept)
+        edits = narrowing.run()
+        propagate_shapes(gm)
+        tags.put(gm, tags.Indices(tuple(narrowing.gathers.values()), kept, tuple(narrowing.narrowed)))
+        return edits
+
+
+@dataclass
+class _Narrowing:
+    gm: GraphModule
+    kept: Mapping[Axis, int]
+    gathers: dict[Dim, tags.Gather] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.axes = tags.get(self.gm, tags.Axes)
+        self.names = {role.axis: role.name for role in tags.get(self.gm, tags.Roles).found}
+        interface = tags.get(self.gm, tags.Interface)
+        inputs = {interface.stream, *interface.sides}
+        placeholders = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
+        self.last_side = next(n for n in reversed(placeholders) if n.name in inputs)
+        self.last_birth = placeholders[-1]  # after which the next gather of an input goes
+        self.weights = dict(interface.weights)
+        self.narrowed: list[tuple[str, int, str]] = []
+        self.anchor: Node | None = None  # the sizes of the node in hand are computed before it
+
+    def run(self) -> int:
+        edits = 0
+        resize = Resize(self.axes, self.kept, self._materialise)
+        for node in list(self.gm.graph.nodes):
+            if node.op == "output" or not self._concerns(node, resize):
+                continue
+            if node.op in ("placeholder", "get_attr") or node.target in FACTORIES:
+                edits += self._gather(node)
+            elif node.target in RESIZERS:
+                self.anchor = node
+                a = arguments(node)
+                edits += _set_arguments(node, a, RESIZERS[node.target](resize, node, a))
+        return edits
+
+    def _concerns(self, node: Node, resize: Resize) -> bool:
+        names = [node.name, *(source.name for source in nodes_within((node.args, node.kwargs)))]
+        return any(resize.changes(dim) for name in names for dim in self.axes.dims.get(name, ()))
+
+    # -- births -----------------------------------------------------------------------------------
+
+    def _gather(self, node: Node) -> int:
+        value = node
+        graph = self.gm.graph
+        taken: list[Node] = []
+        for position, dim in enumerate(self.axes.dims[node.name]):
+            if not any(axis in self.kept for axis in dim.axes()):
+                continue
+            after = taken[-1] if taken else self.last_birth if node.op == "placeholder" else node
+            with graph.inserting_after(after):
+                if any(axis.dynamic for axis in dim.axes()):
+                    new = self._gather_inside(value, position, dim)
+                else:
+                    new = [graph.call_function(take, (value, position, self._index(dim)))]
+            for made in new:
+                made.meta["stack_trace"] = node.meta.get("stack_trace")
+            taken.extend(new)
+            value = new[-1]
+            if node.op == "placeholder":
+                self.last_birth = value
+            if new[0].target is take and node.name in self.weights:
+                index = new[0].args[2]
+                assert isinstance(index, Node)
+                self.narrowed.append((self.weights[node.name], position, index.name))
+        node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in taken)
+        return len(taken)
+
+    def _gather_inside(self, value: Node, position: int, dim: Dim) -> list[Node]:
+        """A dimension with a dynamic part, such as batch · heads, is split, narrowed and put together again."""
+        if not isinstance(dim, Product):
+            raise VerifyError(f"{describe(value)}: {dim} has a dynamic part, and is no product")
+        fixed = [i for i, f in enumerate(dim.factors) if any(axis in self.kept for axis in f.axes())]
+        first, last = fixed[0], fixed[-1] + 1
+        outer, middle, inner = dim.factors[:first], dim.factors[first:last], dim.factors[last:]
+        static = [prod(f.size for f in part) for part in (outer, middle, inner)]
+        parts: list[int] = [
+            -1 if any(axis.dynamic for f in part for axis in f.axes()) else size
+            for part, size in zip((outer, middle, inner), static, strict=True)
+        ]
+        if parts.count(-1) > 1 or parts[1] == -1:
+            raise VerifyError(f"{describe(value)}: {dim} has dynamic parts on both sides")
+        graph = self.gm.graph
+        index = self._index(middle[0] if len(middle) == 1 else Product(middle))
+        split = graph.call_function(aten.unflatten.int, (value, position, parts))
+        with graph.inserting_after(split):
+            chosen = graph.call_function(take, (split, position + 1, index))
+        with graph.inserting_after(chosen):
+            merged = graph.call_function(aten.flatten.using_ints, (chosen, position, position + 2))
+        return [split, chosen, merged]
+
+    def _index(self, dim: Dim) -> Node:
+        """The index input for the kept positions along `dim`; dimensions with the same positions share one."""
+        graph = self.gm.graph
+        dim = coarse(dim, self.kept)
+        if dim not in self.gathers:
+            roles = dict.fromkeys(self.names.get(axis, "axis") for axis in dim.axes() if axis in self.kept)
+            name = "_".join(["index", *roles])
+            same = sum(re.fullmatch(rf"{name}(_\d+)?", g.placeholder) is not None for g in self.gathers.values())
+            with graph.inserting_after(self.last_side):
+                node = graph.placeholder(f"{name}_{same + 1}" if same else name)
+            length = dim.narrowed_size(self.kept)
+            mode = next(n.meta["val"] for n in graph.nodes if has_tensor(n)).fake_mode
+            with mode:
+                node.meta["val"] = torch.empty(length, dtype=torch.int64, device=self._device())
+            if self.last_birth is self.last_side:  # a layer without weights
+                self.last_birth = node
+            self.last_side = node
+            self.gathers[dim] = tags.Gather(node.name, dim)
+        name = self.gathers[dim].placeholder
+        return next(n for n in graph.nodes if n.name == name)
+
+    def _device(self) -> torch.device:
+        device: torch.device = next(n.meta["val"] for n in self.gm.graph.nodes if has_tensor(n)).device
+        return device
+
+    # -- sizes ------------------------------------------------------------------------------------
+
+    def _materialise(self, old: Any, dim: Dim) -> Any:
+        """The size of a dimension that is a product of a dynamic and a narrowed part."""
+        if isinstance(dim, Sum) or not isinstance(old, Node):
+            raise VerifyError(f"the size {old} of {dim} cannot be computed for the narrowed graph")
+        whole = dim.size
+        narrowed = dim.narrowed_size(self.kept)
+        graph = self.gm.graph
+        assert self.anchor is not None
+        divisor = gcd(whole, narrowed)
+        with graph.inserting_before(self.anchor):
+            product = graph.call_function(operator.mul, (old, narrowed // divisor))
+            product.meta["val"] = old.meta["val"] * (narrowed // divisor)
+            quotient = graph.call_function(operator.floordiv, (product, whole // divisor))
+            quotient.meta["val"] = product.meta["val"] // (whole // divisor)
+        return quotient
+
+
+def _set_arguments(node: Node, old: Mapping[str, Any], new: Mapping[str, Any]) -> int:
+    """Puts the named arguments into the node; returns whether any of them is another than before."""
+    known = set(new) <= set(old)
+    if known and all(new[name] == old[name] for name in new):
+        return 0
+    values = {**old, **new} if known else new
+    args, kwargs = [], {}
+    for argument in node.target._schema.arguments:  # type: ignore[union-attr]
+        if not argument.kwarg_only:
+            args.append(values[argument.name])
+        elif values.get(argument.name) is not None:
+            kwargs[argument.name] = values[argument.name]
+    node.args, node.kwargs = tuple(args), kwargs
+    return 1

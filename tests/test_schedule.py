@@ -1,0 +1,175 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estfx.errors import ScheduleError
+from estfx.schedule import Schedule, Stage, checked_step, kept_count
+
+
+def stages(*starts):
+    return [Stage(start=start) for start in starts]
+
+
+def test_est_has_the_papers_stages():
+    schedule = Schedule.est(150_000)
+    assert schedule.stages == (
+        Stage(start=0, heads=0.5, neurons=0.5, layers=0.5),
+        Stage(start=20_000, heads=0.5, neurons=0.5),
+        Stage(start=70_000),
+    )
+    assert schedule.total_steps == 150_000
+    assert [stage.whole for stage in schedule.stages] == [False, False, True]
+
+
+def test_est_saves_what_the_paper_says():
+    schedule = Schedule.est(150_000)
+    ends = [*(stage.start for stage in schedule.stages[1:]), schedule.total_steps]
+    cost = sum(
+        Fraction(stage.heads) * Fraction(stage.layers) * (end - stage.start)
+        for stage, end in zip(schedule.stages, ends, strict=True)
+    )
+    assert 1 - cost / schedule.total_steps == Fraction(4, 15)  # 26.67 %
+
+
+@given(st.integers(4, 10**9), st.floats(0.01, 1))
+def test_est_works_from_four_steps_on(total_steps, keep):
+    schedule = Schedule.est(total_steps, keep)
+    assert len(schedule.stages) == 3
+    assert schedule.stages[-1].start < total_steps
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3])
+def test_est_refuses_a_run_too_short_for_three_stages(total_steps):
+    with pytest.raises(ScheduleError, match="at least 4 steps, or write the stages yourself"):
+        Schedule.est(total_steps)
+
+
+@pytest.mark.parametrize("total_steps", [0, -5, 1.5, True, "10", None])
+def test_total_steps_must_be_a_count(total_steps):
+    with pytest.raises(ScheduleError, match="total_steps must be a whole number"):
+        Schedule.est(total_steps)
+
+
+def test_constant_is_one_stage():
+    assert Schedule.constant(0.25).stages == (Stage(start=0, heads=0.25, neurons=0.25, layers=0.25),)
+    assert Schedule.constant(0.25, np.int64(7)).total_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stages": stages(0, 800, 500)}, "stage 3 starts at step 500, but stage 2 starts at 800; starts must rise."),
+        ({"stages": stages(0, 5, 5)}, "stage 3 starts at step 5, but stage 2 starts at 5; starts must rise."),
+        ({"stages": stages(3)}, "stage 1 starts at step 3; the first stage must start at step 0."),
+        ({"stages": []}, "a schedule needs at least one stage"),
+        ({"stages": stages(0, 9), "total_steps": 9}, "stage 2 starts at step 9, but the run ends after 9 steps"),
+        ({"stages": stages(0), "total_steps": 0}, "total_steps must be greater than or equal to 1, got 0."),
+        ({"stages": stages(0), "polcy": "random"}, "unknown key 'polcy'; did you mean 'policy'?"),
+        ({"stages": stages(0), "policy": "best"}, "policy must be 'random' or 'window', got 'best'."),
+        ({"stages": [{"start": 0}, {"start": 5, "headz": 1}]}, "stage 2: unknown key 'headz'; did you mean 'heads'?"),
+        ({"stages": [{"start": 0, "heads": 1.5}]}, "stage 1: heads must be less than or equal to 1, got 1.5."),
+        ({"stages": 3}, "stages must be"),
+        ({}, "'stages' is missing."),
+    ],
+)
+def test_a_bad_schedule_is_refused_in_words(values, message):
+    with pytest.raises(ScheduleError) as caught:
+        Schedule(**values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.0001, math.nan, math.inf, True, "0.5", None])
+@pytest.mark.parametrize("name", ["heads", "neurons", "layers"])
+def test_a_fraction_lies_above_0_and_up_to_1(name, fraction):
+    with pytest.raises(ScheduleError, match=name):
+        Stage(start=0, **{name: fraction})
+
+
+@pytest.mark.parametrize("start", [-1, 1.0, True, "0", None])
+def test_a_start_is_a_step(start):
+    with pytest.raises(ScheduleError, match="start"):
+        Stage(start=start)
+
+
+def test_yaml_goes_there_and_back(tmp_path):
+    schedule = Schedule(
+        stages=Schedule.est(100).stages,
+        total_steps=100,
+        policy="window",
+        neurons_multiple_of=8,
+        skipped_layers="inverse_keep",
+    )
+    schedule.to_yaml(tmp_path / "schedule.yaml")
+    assert Schedule.from_yaml(tmp_path / "schedule.yaml") == schedule
+
+
+def test_a_bad_file_is_a_schedule_error_with_its_name(tmp_path):
+    file = tmp_path / "schedule.yaml"
+    file.write_text("stages: [{start: 0}, {start: 0}]")
+    with pytest.raises(ScheduleError, match=r"schedule\.yaml: stage 2 starts at step 0, but stage 1 starts at 0"):
+        Schedule.from_yaml(file)
+    with pytest.raises(ScheduleError, match="no such file"):
+        Schedule.from_yaml(tmp_path / "other.yaml")
+
+
+def test_stage_at_finds_the_stage_in_force():
+    schedule = Schedule(stages=stages(0, 10, 20), total_steps=30)
+    assert [schedule.stage_at(step)[0] for step in (0, 9, 10, 19, 20, 29, 30, 10**12)] == [0, 0, 1, 1, 2, 2, 2, 2]
+    assert schedule.stage_at(10)[1] is schedule.stages[1]
+
+
+@pytest.mark.parametrize("step", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_a_step_may_be_any_whole_number(step):
+    assert checked_step(step) == 3
+    assert type(checked_step(step)) is int
+
+
+@pytest.mark.parametrize(
+    "step", [-1, 1.0, True, False, np.bool_(True), "1", None, math.nan, torch.tensor([1, 2]), torch.tensor(1.0)]
+)
+def test_a_step_that_is_none_is_refused(step):
+    with pytest.raises(ScheduleError, match="counts optimizer steps from 0"):
+        Schedule.est(100).stage_at(step)
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "multiple_of", "kept"),
+    [
+        (12, 0.5, 1, 6),
+        (5, 0.5, 1, 3),  # half up
+        (3, 0.5, 1, 2),
+        (50, 0.29, 1, 15),  # 14.5 in decimals, although 14.499… in floats
+        (7, 0.01, 1, 1),
+        (100, 0.5, 8, 48),  # 50 lies nearer to 48 than to 56
+        (100, 0.52, 8, 56),  # half up
+        (100, 0.01, 8, 8),
+        (4, 0.5, 8, 4),
+        (100, 1, 8, 100),
+        (10, 0.99, 4, 8),
+        (11, 0.99, 4, 11),
+    ],
+)
+def test_kept_count(size, fraction, multiple_of, kept):
+    assert kept_count(size, fraction, multiple_of) == kept
+
+
+@given(st.integers(1, 10_000), st.floats(1e-6, 1), st.integers(1, 256))
+def test_kept_count_is_the_nearest_multiple_within_bounds(size, fraction, multiple_of):
+    kept = kept_count(size, fraction, multiple_of)
+    assert 1 <= kept <= size
+    if fraction == 1:
+        assert kept == size
+    elif multiple_of < kept < size:
+        assert kept % multiple_of == 0
+        assert abs(kept - fraction * size) <= multiple_of / 2 + 1e-6
+
+
+@pytest.mark.parametrize("arguments", [(0, 0.5), (5, 0.0), (5, 1.5), (5, 0.5, 0)])
+def test_kept_count_refuses_what_cannot_be(arguments):
+    with pytest.raises(ScheduleError, match="cannot keep"):
+        kept_count(*arguments)

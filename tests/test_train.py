@@ -1,0 +1,131 @@
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from estfx.settings import SettingsError
+from estfx.train import default_folder, train
+from estfx.train_config import RunConfig
+from estfx.train_recorder import TrainingFailedError
+
+TINY = (
+    "model.config.num_hidden_layers=2",
+    "model.config.hidden_size=16",
+    "model.config.num_attention_heads=2",
+    "data.seq_len=16",
+    "data.held_out_blocks=4",
+    "train.batch_size=2",
+    "train.total_steps=8",
+    "train.warmup_steps=2",
+    "train.compile=false",
+)
+
+
+def run(folder, *overrides):
+    return train(RunConfig.load(None, [*TINY, *overrides]), folder, Console(quiet=True))
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "gpt2"
+    return folder, run(folder)
+
+
+def test_every_step_is_written_down(finished):
+    folder, _ = finished
+    steps = [line for line in lines_of(folder) if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == list(range(8))
+    assert [line["stage"] for line in steps] == [1, 2, 2, 2, 3, 3, 3, 3]
+    assert [line["layers"] for line in steps] == [1, 2, 2, 2, 2, 2, 2, 2]
+    assert [line["heads"] for line in steps] == [1, 2, 2, 2, 4, 4, 4, 4]
+    assert [line["neurons"] for line in steps] == [32, 64, 64, 64, 128, 128, 128, 128]
+    assert all(math.isfinite(line["loss"]) and line["seconds"] > 0 and line["tokens"] == 32 for line in steps)
+    assert steps[0]["flops"] < steps[1]["flops"] < steps[4]["flops"]
+
+
+def test_the_summary_holds_the_figures(finished):
+    folder, summary = finished
+    assert summary == json.loads((folder / "summary.json").read_text())
+    before, after = [line["held_out_loss"] for line in lines_of(folder) if line["kind"] == "eval"]
+    assert (summary["held_out_loss"]["before"], summary["held_out_loss"]["after"]) == (before, after)
+    assert after < before
+    assert 0 < summary["flops_saved"]["model"] < summary["flops_saved"]["layers"] < 1
+    assert summary["steps"] == 8
+    assert len(summary["stages"]) == 3
+
+
+def test_the_checkpoint_is_an_ordinary_one(finished):
+    folder, summary = finished
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert type(model).__module__.startswith("transformers.")
+    assert sum(parameter.numel() for parameter in model.parameters()) == summary["parameters"]
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 257)
+
+
+def test_the_resolved_configuration_repeats_the_run(finished, tmp_path):
+    folder, _ = finished
+    again = RunConfig.load(folder / "config.yaml")
+    assert again.schedule.stages is not None
+    train(again, tmp_path / "again", Console(quiet=True))
+    losses = [
+        [line["loss"] for line in lines_of(each) if line["kind"] == "step"] for each in (folder, tmp_path / "again")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_llama_trains_as_well(tmp_path):
+    summary = run(
+        tmp_path, "model.name=llama", "model.config.num_key_value_heads=2", "model.config.intermediate_size=32"
+    )
+    assert summary["held_out_loss"]["after"] < summary["held_out_loss"]["before"]
+
+
+def test_a_lost_loss_stops_the_run(tmp_path):
+    with pytest.raises(TrainingFailedError, match=r"the loss is (nan|inf) at step"):
+        run(tmp_path, "train.learning_rate=1e30", "train.max_grad_norm=1e30", "train.warmup_steps=0")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.config.vocab_size=100", "bytes as tokens need at least 257"),
+        ("model.config.n_positions=8", "takes 8 positions, but data.seq_len is 16"),
+        ("model.name=gpt3", "unknown model 'gpt3'"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_anything_runs(tmp_path, override, message):
+    with pytest.raises(SettingsError) as caught:
+        run(tmp_path, override)
+    assert message in str(caught.value)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_model_of_another_library_is_refused(tmp_path):
+    (tmp_path / "models.py").write_text("import torch\ndef make():\n    return torch.nn.Linear(2, 2)\n")
+    config = RunConfig.load(None, [f"model.name={tmp_path}/models.py:make"])
+    with pytest.raises(SettingsError, match="trains models of transformers"):
+        train(config, tmp_path / "run", Console(quiet=True))
+
+
+def test_a_machine_without_a_compiler_trains_uncompiled_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("estfx.train.why_not_compiled", lambda device: "OSError: no g++")
+    summary = train(
+        RunConfig.load(None, [*TINY, "train.compile=auto", "train.total_steps=4"]), tmp_path, Console(stderr=True)
+    )
+    assert summary["compiled"] is False
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "NOT compiled" in line]
+    assert len(warnings) == 1
+    assert "OSError: no g++" in warnings[0]
+
+
+def test_the_default_folder_names_the_model():
+    assert default_folder("gpt2").parts[0] == "runs"
+    assert default_folder("gpt2").name.startswith("gpt2-2")
+    assert default_folder("some/where/models.py:make").name.startswith("models-2")
