@@ -19,6 +19,7 @@ from estfx import tags
 from estfx.capture import LayerCall, call_arguments, capture_layers
 from estfx.errors import TraceError
 from estfx.graphs import has_tensor
+from estfx.own_functions import kept_functions, replace_calls
 from estfx.signature import constant_key, flatten
 
 __all__ = ["Decoder", "LayerInfo", "TracedLayer", "trace", "trace_call"]
@@ -217,7 +218,7 @@ def export_layer(call: LayerCall) -> ExportedProgram:
     flags = {module: module.training for module in call.module.modules()}
     try:
         bound = _Bound(call.module, leaves, spec).train()
-        with _export_patches(), torch.enable_grad():
+        with _export_patches(), kept_functions(), torch.enable_grad():
             return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:
         raise TraceError(
@@ -282,6 +283,7 @@ def trace_call(call: LayerCall) -> TracedLayer:
         if node.op not in ("placeholder", "output") and node not in copies:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     graph.output(tuple(copies[outputs[j]] for j in given))
+    replace_calls(graph)
     tags.put(
         gm,
         tags.Interface(

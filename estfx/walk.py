@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from estfx import tags
 from estfx.axes import Algebra, Axis, Dim, Ref
+from estfx.own_functions import is_own_function
 from estfx.graphs import arguments, describe, has_tensor, nodes_within, sizes, tensor_of
 
 __all__ = ["RESIZERS", "RULES", "Arguments", "Dims", "Resize", "Walk", "resizer", "rule"]
@@ -172,6 +173,9 @@ class Walk:
             return ()  # a size
         if found is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             found = RULES[torch.ops.aten.add.Tensor]
+        if is_own_function(node.target):
+            operands = [n for n in nodes_within((node.args, node.kwargs)) if has_tensor(n)]
+            return self.align(node, operands, sizes(node))
         if found is None:
             return self.pin_all(node, f"no rule for the operator at {describe(node)}")
         dims = found(self, node, arguments(node))

@@ -1,0 +1,109 @@
+"""Keeps a model's own `torch.autograd.Function`s in its graphs, with the backward that they define.
+
+torch.export inlines their forward, and with it goes their backward: gradients would then be those of the forward's
+operators, equal only up to rounding. A function that works on each element by itself is kept as one node; any other is
+inlined, so that its axes can be followed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.fx import Graph
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+__all__ = ["is_own_function", "kept_functions", "replace_calls"]
+
+_calls: dict[int, tuple[type[torch.autograd.Function], tuple[Any, ...]]] = {}  # by number; tensors are left out
+_numbers = itertools.count()
+_callables: dict[type[torch.autograd.Function], Callable[..., Any]] = {}
+
+
+class _PointwiseOnly(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.only &= torch.Tag.pointwise in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+def _is_pointwise(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> bool:
+    """Whether the forward runs on shapes of its own choice as it does here, with nothing but pointwise operators."""
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    if not tensors or len({tuple(map(str, t.shape)) for t in tensors}) != 1:
+        return False
+    dummies = [torch.empty(2, 3, dtype=a.dtype, device="meta") if isinstance(a, torch.Tensor) else a for a in args]
+    with _disable_current_modes(), _PointwiseOnly() as watch:
+        try:
+            result = cls.forward(torch.autograd.function.FunctionCtx(), *dummies)
+        except Exception:  # it needs what a plain context has not: then it is inlined
+            return False
+    return watch.only and isinstance(result, torch.Tensor) and result.shape == (2, 3)
+
+
+@torch.library.custom_op("estfx::own_function", mutates_args=())
+def _own_function(number: int, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Stands for the call while a layer is exported; never runs."""
+    raise AssertionError("estfx::own_function left in a graph")
+
+
+@_own_function.register_fake
+def _(number: int, tensors: list[torch.Tensor]) -> torch.Tensor:
+    cls, args = _calls[number]
+    given = iter(tensors)
+    result: torch.Tensor = cls.forward(
+        torch.autograd.function.FunctionCtx(), *(next(given) if a is _TENSOR else a for a in args)
+    )
+    return result
+
+
+_TENSOR = object()
+
+
+@contextmanager
+def kept_functions() -> Iterator[None]:
+    """While a layer is exported, calls of pointwise autograd functions become one node each."""
+    inlined = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+
+    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if kwargs or cls.__module__.startswith("torch.") or not _is_pointwise(cls, args):
+            return inlined(cls, *args, **kwargs)
+        number = next(_numbers)
+        _calls[number] = (cls, tuple(_TENSOR if isinstance(a, torch.Tensor) else a for a in args))
+        return _own_function(number, [a for a in args if isinstance(a, torch.Tensor)])
+
+    with mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)):
+        yield
+
+
+def replace_calls(graph: Graph) -> None:
+    """Puts the functions themselves where export has put their stand-in."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.estfx.own_function.default:
+            cls, args = _calls[node.args[0]]
+            given = iter(node.args[1])
+            node.target = _callable(cls)
+            node.args = tuple(next(given) if a is _TENSOR else a for a in args)
+
+
+def _callable(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
+    if cls not in _callables:
+
+        def call(*args: Any) -> Any:
+            return cls.apply(*args)
+
+        call.__name__ = call.__qualname__ = cls.__name__
+        call.__module__ = cls.__module__
+        _callables[cls] = call
+    return _callables[cls]
+
+
+def is_own_function(target: object) -> bool:
+    return any(target is known for known in _callables.values())
