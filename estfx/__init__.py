@@ -1,7 +1,9 @@
 """estfx: train a part of a decoder, and let it grow until it is the whole (Evolving Subnetwork Training)."""
 
+from estfx.dump import dump
 from estfx.errors import EstfxError, ScheduleError, TraceError, UnsupportedModelError, VerifyError
 from estfx.evolving import EvolvingModel, restore, transform
+from estfx.plan import Plan, plan
 from estfx.report import Report, inspect
 from estfx.schedule import Schedule, Stage
 from estfx.subnetwork import Subnetwork
@@ -11,6 +13,7 @@ __all__ = [
     "Decoder",
     "EstfxError",
     "EvolvingModel",
+    "Plan",
     "Report",
     "Schedule",
     "ScheduleError",
@@ -19,7 +22,9 @@ __all__ = [
     "TraceError",
     "UnsupportedModelError",
     "VerifyError",
+    "dump",
     "inspect",
+    "plan",
     "restore",
     "trace",
     "transform",

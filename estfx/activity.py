@@ -37,9 +37,10 @@ def activity_of(model: nn.Module) -> Activity:
     for layer in evolving.report.layers:
         indices = subnetwork.units.get(layer.name, {})
         for axis in layer.axes:
-            total[axis.role] += axis.size
+            kind = axis.role.split("_")[0]  # a second axis of a kind in one layer is called neurons_2
+            total[kind] += axis.size
             if subnetwork.layers[layer.name]:
-                kept[axis.role] += len(indices[axis.role]) if axis.role in indices else axis.size
+                kept[kind] += len(indices[axis.role]) if axis.role in indices else axis.size
     return Activity(
         stage=evolving.stage_index + 1,
         layers=sum(subnetwork.layers.values()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from estfx.errors import TraceError, UnsupportedModelError
+from estfx.meta_run import IntegersHaveValues
 from estfx.signature import flatten
 
 __all__ = ["LayerCall", "capture_layers", "default_inputs", "run_quietly"]
@@ -39,8 +40,10 @@ class LayerCall:
     attributes: dict[str, set[str]] = field(default_factory=dict)  # read while it ran, by submodule
 
 
-def default_inputs(model: nn.Module, batch: int = BATCH, sequence: int = SEQUENCE) -> dict[str, Any]:
-    """Random token ids for a transformers model; any other model needs `example_inputs`."""
+def default_inputs(
+    model: nn.Module, batch: int = BATCH, sequence: int = SEQUENCE, limit: bool = True
+) -> dict[str, Any]:
+    """Random token ids for a transformers model, no longer than its positions; any other needs `example_inputs`."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", None)
@@ -50,7 +53,7 @@ def default_inputs(model: nn.Module, batch: int = BATCH, sequence: int = SEQUENC
             "Pass example_inputs: a dict of keyword arguments or a tuple of arguments of its forward."
         )
     longest = getattr(text, "max_position_embeddings", None)
-    if isinstance(longest, int) and longest > 1:
+    if limit and isinstance(longest, int) and longest > 1:
         sequence = min(sequence, longest)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -102,6 +105,12 @@ def run_quietly(model: nn.Module) -> Iterator[None]:
             for name, buffer in model.named_buffers():
                 if name in buffers and buffer.shape == buffers[name].shape:
                     buffer.copy_(buffers[name])
+
+
+def values_on_meta(model: nn.Module) -> AbstractContextManager[Any]:
+    """For a model on the meta device, what lets its code look at integers; nothing for any other."""
+    on_meta = any(p.device.type == "meta" for p in model.parameters())
+    return IntegersHaveValues() if on_meta else nullcontext()
 
 
 class _Watch(TorchFunctionMode):
@@ -194,7 +203,7 @@ def capture_layers(model: nn.Module, example_inputs: object = None) -> list[Laye
             ):
                 stack.callback(handle.remove)
         try:
-            with watch:
+            with watch, values_on_meta(model):
                 result = model(*copy.copy(args), **kwargs)
         except Exception as error:
             error.add_note(f"while `{type(model).__name__}` ran on the example inputs of estfx, in training mode")

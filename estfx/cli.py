@@ -36,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_REAL = 500_000_000  # parameters; larger models are looked at without weights
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -114,9 +116,12 @@ def inspect(model: Model, config: ConfigValues = None, as_json: AsJson = False) 
     """Show a model's layers, and what can be narrowed in them: axes, roles, reasons."""
     import estfx
     from estfx.model_spec import build_model, parse_options
+    from estfx.quiet import quiet_transformers
 
-    built = build_model(model, parse_options(config or ()), device="meta")
-    report = estfx.inspect(built.model, built.example_inputs)
+    with quiet_transformers():
+        built = build_model(model, parse_options(config or ()), weightless_above=_REAL)
+        with built.mode:
+            report = estfx.inspect(built.model, built.example_inputs)
     if as_json:
         typer.echo(json.dumps(report.model_dump(mode="json"), indent=2))
     else:
@@ -141,12 +146,15 @@ def dump(
     import estfx
     from estfx.errors import ScheduleError
     from estfx.model_spec import build_model, parse_options
+    from estfx.quiet import quiet_transformers
 
     stages = estfx.Schedule.from_yaml(schedule) if schedule is not None else estfx.Schedule.est(150_000)
     if not 1 <= stage <= len(stages.stages):
         raise ScheduleError(f"there is no stage {stage}; the schedule has the stages 1 to {len(stages.stages)}.")
-    built = build_model(model, parse_options(config or ()), device="meta")
-    text = estfx.dump(built.model, stages, stage - 1)
+    with quiet_transformers():
+        built = build_model(model, parse_options(config or ()), weightless_above=_REAL)
+        with built.mode:
+            text = estfx.dump(built.model, stages, stage - 1)
     if as_json:
         typer.echo(json.dumps({"model": model, "stage": stage, "format": output, "text": text}, indent=2))
     else:

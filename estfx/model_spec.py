@@ -6,14 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -25,13 +25,16 @@ __all__ = ["BuiltModel", "build_model", "known_options", "merged_options", "mode
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model, and what to call it with if it is none of transformers'."""
+    """A model, and what to call it with if it is none of transformers'. Work with it inside `mode`."""
 
     model: nn.Module
     example_inputs: Any = None
+    mode: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
-def build_model(spec: str, options: Mapping[str, Any] | None = None, *, device: str = "cpu") -> BuiltModel:
+def build_model(
+    spec: str, options: Mapping[str, Any] | None = None, *, weightless_above: int | None = None
+) -> BuiltModel:
     """Builds the model that `spec` names, with random weights unless a folder holds some.
 
     `spec` is one of
@@ -40,22 +43,26 @@ def build_model(spec: str, options: Mapping[str, Any] | None = None, *, device: 
     - `path.py:factory`, a function that is called with `options` and returns an nn.Module, or a pair of one and its
       example inputs.
 
-    On `device="meta"` no weights are made or read, for looking at models of any size.
+    With `weightless_above`, a type or a folder of more parameters than that takes no memory for weights (fake
+    tensors), so that models of any size can be looked at; what is then done with the model must be done inside `mode`.
     Raises SettingsError when there is no such model, or it does not take the options.
     """
     options = dict(options or {})
     if ".py:" in spec or spec.endswith(".py"):
-        return _from_factory(spec, options, device)
+        return _from_factory(spec, options)
     if os.path.isdir(spec):
-        return BuiltModel(_from_folder(Path(spec), options, device))
-    if spec in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return BuiltModel(_from_config(spec, _configured(spec, options), device))
-    if os.sep in spec or spec.startswith("."):
-        raise SettingsError(f"there is no folder {spec!r}.")
-    raise SettingsError(
-        f"unknown model {spec!r}; {nearest(spec, model_types())} "
-        "A model is a causal language model type of transformers, a folder with a config.json, or path.py:factory."
-    )
+        config, weights = _folder_config(Path(spec), options), any(Path(spec).glob("*.safetensors"))
+    elif spec in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        config, weights = _configured(spec, options), False
+    else:
+        raise SettingsError(_unknown(spec))
+    if weightless_above is not None:
+        # meta tensors would not do: transformers' masks look into a tensor unless they see that it is traced
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            model = _from_config(spec, config)
+        if sum(parameter.numel() for parameter in model.parameters()) > weightless_above:
+            return BuiltModel(model, mode=mode)
+    return BuiltModel(_from_weights(Path(spec), config) if weights else _from_config(spec, config))
 
 
 def model_types() -> list[str]:
@@ -91,6 +98,15 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
     return options
 
 
+def _unknown(spec: str) -> str:
+    if os.sep in spec or spec.startswith("."):
+        return f"there is no folder {spec!r}."
+    return (
+        f"unknown model {spec!r}; {nearest(spec, model_types())} "
+        "A model is a causal language model type of transformers, a folder with a config.json, or path.py:factory."
+    )
+
+
 def _configured(model_type: str, options: dict[str, Any]) -> PreTrainedConfig:
     _refuse_unknown(model_type, options)
     try:
@@ -107,16 +123,15 @@ def _refuse_unknown(model_type: str, options: Mapping[str, Any]) -> None:
             raise SettingsError(f"{model_type!r} has no configuration value {key!r}; {nearest(key, known)}")
 
 
-def _from_config(name: str, config: PreTrainedConfig, device: str) -> nn.Module:
+def _from_config(name: str, config: PreTrainedConfig) -> nn.Module:
     try:
-        with torch.device(device) if device == "meta" else nullcontext():
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever the model's own constructor raises
         raise SettingsError(f"{name!r} cannot be built with this configuration: {_one_line(error)}") from error
     return model
 
 
-def _from_folder(folder: Path, options: dict[str, Any], device: str) -> nn.Module:
+def _folder_config(folder: Path, options: dict[str, Any]) -> PreTrainedConfig:
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -130,11 +145,13 @@ def _from_folder(folder: Path, options: dict[str, Any], device: str) -> nn.Modul
         )
     _refuse_unknown(model_type, options)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # whatever the configuration's own checks raise
         raise SettingsError(f"{folder} cannot be read as a configuration: {_one_line(error)}") from error
-    if device == "meta" or not any(folder.glob("*.safetensors")):
-        return _from_config(str(folder), config, device)
+    return config
+
+
+def _from_weights(folder: Path, config: PreTrainedConfig) -> nn.Module:
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True)
     except Exception as error:  # weights that do not fit the configuration, or are damaged
@@ -142,7 +159,7 @@ def _from_folder(folder: Path, options: dict[str, Any], device: str) -> nn.Modul
     return model
 
 
-def _from_factory(spec: str, options: dict[str, Any], device: str) -> BuiltModel:
+def _from_factory(spec: str, options: dict[str, Any]) -> BuiltModel:
     file, sign, name = spec.rpartition(":")
     if not sign or not name:
         raise SettingsError(f"{spec!r} names no factory; write {spec.rstrip(':')}:name_of_a_function.")
@@ -163,8 +180,7 @@ def _from_factory(spec: str, options: dict[str, Any], device: str) -> BuiltModel
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise SettingsError(f"{file} has no function {name!r}; {nearest(name, functions)}")
     try:
-        with torch.device(device) if device == "meta" else nullcontext():
-            made = factory(**options)
+        made = factory(**options)
     except EstfxError:
         raise
     except Exception as error:  # it is the user's code

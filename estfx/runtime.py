@@ -21,10 +21,21 @@ from estfx.report import Report
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.subnetwork import Subnetwork
 
-__all__ = ["Runtime"]
+__all__ = ["Runtime", "stage_counts"]
 
 log = logging.getLogger(__name__)
 ALIGNMENT = 8  # index inputs start at multiples of 64 bytes in the one buffer that travels to the device
+
+
+def units_kept(schedule: Schedule, role: tags.Role, stage: Stage) -> int:
+    multiple = schedule.neurons_multiple_of if role.fraction == "neurons" else 1
+    return kept_count(role.axis.size, getattr(stage, role.fraction), multiple)
+
+
+def stage_counts(schedule: Schedule, roles: tags.Roles, stage: Stage) -> Counts:
+    """How many units of each role a stage keeps, whole ones left out."""
+    counts = ((role, units_kept(schedule, role, stage)) for role in roles.found)
+    return tuple(sorted((role.name, count) for role, count in counts if count < role.axis.size))
 
 
 @dataclass
@@ -87,23 +98,16 @@ class Runtime:
                         role=role.name,
                         num_layers=len(names),
                         size=role.axis.size,
-                        kept=self._count(role, stage),
+                        kept=units_kept(self.schedule, role, stage),
                     )
                 self._drawn[name][role.name] = matrices[key][row]
         self.step, self.stage_index = step, stage_index
         self._indices = {}
         self._send(device)
 
-    def _count(self, role: tags.Role, stage: Stage) -> int:
-        multiple = self.schedule.neurons_multiple_of if role.fraction == "neurons" else 1
-        return kept_count(role.axis.size, getattr(stage, role.fraction), multiple)
-
-    def counts(self, kind: Kind, stage: Stage | None = None) -> Counts:
-        """How many units of each role the stage keeps, whole ones left out."""
-        stage = stage or self.stage
-        counts = ((role.name, self._count(role, stage)) for role in kind.first.roles.found)
-        sizes = {role.name: role.axis.size for role in kind.first.roles.found}
-        return tuple(sorted((name, count) for name, count in counts if count < sizes[name]))
+    def counts(self, kind: Kind) -> Counts:
+        """How many units of each role the stage in force keeps, whole ones left out."""
+        return stage_counts(self.schedule, kind.first.roles, self.stage)
 
     # -- what the mounts ask ----------------------------------------------------------------------
 

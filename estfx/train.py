@@ -1,8 +1,6 @@
 """Trains a decoder through the stages of a schedule, with transformers' Trainer, into a run folder."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +8,12 @@ import torch
 from rich.console import Console
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
-from transformers.utils import logging as transformers_logging
 
 import estfx
 from estfx.integrations.transformers import EvolvingCallback
 from estfx.model_spec import build_model
 from estfx.progress import ProgressDisplay
+from estfx.quiet import quiet_transformers
 from estfx.run_folder import RunFolder
 from estfx.settings import SettingsError
 from estfx.text_data import VOCAB_SIZE, Blocks, standard_library
@@ -38,7 +36,7 @@ def train(config: RunConfig, folder: str | Path, console: Console) -> dict[str, 
     """
     begun = time.perf_counter()
     config = config.resolved()
-    with RunFolder(folder) as run, _quiet_transformers():
+    with RunFolder(folder) as run, quiet_transformers():
         run.write_config(config)
         run.write_environment()
         torch.manual_seed(config.train.seed)
@@ -167,17 +165,3 @@ def _held_out_loss(trainer: Trainer, run: RunFolder, step: int) -> float:
     loss = float(trainer.evaluate()["eval_loss"])
     run.write_metrics({"kind": "eval", "step": step, "held_out_loss": loss})
     return loss
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -1,0 +1,172 @@
+"""Counting FLOPs, on meta tensors and uncompiled: matrix products and attention, causality ignored, forward and backward.
+
+torch's own counter does the counting; on the meta device attention is made of matrix products, so none is missed
+(on the CPU the counter sees nothing of the fused operator: pytorch#195460).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from estfx import tags
+from estfx.capture import default_inputs, without_cache
+from estfx.meta_run import IntegersHaveValues
+from estfx.signature import flatten
+from estfx.trace import Decoder
+
+__all__ = ["Cost", "Surroundings", "graph_cost", "measure_surroundings"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one forward and backward pass."""
+
+    flops_forward: int
+    flops_backward: int
+    parameters: int  # numbers that take part
+    activation_bytes: int  # kept for the backward pass when run uncompiled, parameters not counted
+
+    @property
+    def flops(self) -> int:
+        return self.flops_forward + self.flops_backward
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What lies outside the layers, and the shapes with which the layers are called."""
+
+    cost: Cost
+    inputs: dict[str, list[torch.Tensor]]  # by layer, its tensor leaves' meta tensors in order
+
+
+class _Saved:
+    """Bytes that autograd keeps, each storage once."""
+
+    def __init__(self, ignored: list[torch.Tensor]) -> None:
+        self.bytes: dict[int, int] = {}
+        self.ignored = {t.untyped_storage()._cdata for t in ignored}
+        self.held: list[torch.Tensor] = []  # or a storage's address might be used twice
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.ignored and storage._cdata not in self.bytes:
+            self.bytes[storage._cdata] = storage.nbytes()
+            self.held.append(tensor)
+        return tensor
+
+
+def _cost(function: Any, weights: list[torch.Tensor]) -> Cost:
+    saved = _Saved(weights)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
+        with FlopCounterMode(display=False) as forward:
+            result = function()
+        leaves = [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor) and x.requires_grad]
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.backward(leaves, [torch.ones_like(x) for x in leaves])
+    return Cost(
+        forward.get_total_flops(), backward.get_total_flops(), sum(w.numel() for w in weights), sum(saved.bytes.values())
+    )
+
+
+def _meta(tensor: torch.Tensor, grad: bool = False) -> torch.Tensor:
+    made = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return made.requires_grad_() if grad and tensor.is_floating_point() else made
+
+
+def graph_cost(gm: GraphModule, inputs: list[torch.Tensor]) -> Cost:
+    """What a layer graph costs on a stream and sides of those shapes; its weights and indices as its placeholders say."""
+    nodes = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
+    interface = tags.get(gm, tags.Interface)
+    indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
+    index_inputs = [_meta(nodes[gather.placeholder].meta["val"]) for gather in indices.gathers]
+    weights = [_meta(nodes[name].meta["val"], grad=True) for name, _ in interface.weights]
+    stream, *sides = (_meta(x) for x in inputs)
+    moved = _on_meta(gm)
+    cost = _cost(lambda: moved(stream.requires_grad_(), *sides, *index_inputs, *weights), weights)
+    taken = sum(_narrowed_size(gm, name, path) for name, path in interface.weights)
+    return Cost(cost.flops_forward, cost.flops_backward, taken, cost.activation_bytes)
+
+
+def _narrowed_size(gm: GraphModule, name: str, path: str) -> int:
+    """How many numbers of a weight take part."""
+    indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
+    size = list(next(n for n in gm.graph.nodes if n.name == name).meta["val"].shape)
+    lengths = {g.placeholder: g.dim.narrowed_size(indices.kept) for g in indices.gathers}
+    for narrowed, dim, placeholder in indices.weights:
+        if narrowed == path:
+            size[dim] = lengths[placeholder]
+    return int(torch.Size(size).numel())
+
+
+def _on_meta(gm: GraphModule) -> GraphModule:
+    """The graph with its factories and constants on the meta device."""
+    from estfx.graphs import clone
+
+    moved = clone(gm)
+    for node in moved.graph.nodes:
+        if node.op == "call_function":
+            node.kwargs = {k: torch.device("meta") if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
+            node.args = pytree.tree_map(
+                lambda v: torch.device("meta") if isinstance(v, torch.device) else v,
+                node.args,
+                is_leaf=lambda v: isinstance(v, torch.fx.Node),
+            )
+        elif node.op == "get_attr":
+            setattr(moved, node.target, getattr(moved, node.target).to("meta"))
+    moved.recompile()
+    return moved
+
+
+@contextmanager
+def _passing_layers(decoder: Decoder, seen: dict[str, list[torch.Tensor]]) -> Iterator[None]:
+    """Layers hand on their stream, and note the shapes with which they are called."""
+
+    def forward_of(name: str) -> Any:
+        traced = decoder.traced[decoder.layers[name]]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            leaves, _ = flatten(args, kwargs)
+            seen[name] = [leaves[i] for i in traced.input_leaves]
+            return traced.skip(leaves[traced.stream_leaf])
+
+        return forward
+
+    for name, info in decoder.infos.items():
+        info.call.module.__dict__["forward"] = forward_of(name)
+    try:
+        yield
+    finally:
+        for info in decoder.infos.values():
+            del info.call.module.__dict__["forward"]
+
+
+def measure_surroundings(decoder: Decoder, batch_size: int, seq_len: int) -> Surroundings:
+    """Runs the model on meta tensors with its layers passed over."""
+    model = decoder.model
+    state = {name: _meta(p, grad=True) for name, p in model.named_parameters()}
+    state |= {name: _meta(b) for name, b in model.named_buffers()}
+    tied = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
+    inside = {id(p) for info in decoder.infos.values() for p in info.call.module.parameters()}
+    outside = [state[tied[id(p)]] for p in model.parameters() if id(p) not in inside]
+    inputs = {name: _meta(x) for name, x in default_inputs(model, batch_size, seq_len, limit=False).items()}
+    seen: dict[str, list[torch.Tensor]] = {}
+    flags = {module: module.training for module in model.modules()}
+    try:
+        model.eval()  # mounts stay out of the way
+        with _passing_layers(decoder, seen), IntegersHaveValues():
+            kwargs = without_cache(model, inputs)
+            cost = _cost(lambda: functional_call(model, state, (), kwargs, tie_weights=True), outside)
+    finally:
+        for module, training in flags.items():
+            module.training = training
+    return Surroundings(cost, seen)

@@ -1,0 +1,108 @@
+"""The decoder around its layers as one graph, in which each layer is one `call_module`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from estfx.capture import LayerCall, without_cache
+from estfx.errors import TraceError
+from estfx.signature import flatten
+
+if TYPE_CHECKING:
+    from estfx.trace import LayerInfo
+
+__all__ = ["trace_outer"]
+
+_calls: list[LayerCall] = []  # the layers of the export in hand, by number
+
+
+@torch.library.custom_op("estfx::layer", mutates_args=())
+def _layer(tensors: list[torch.Tensor], number: int) -> list[torch.Tensor]:
+    """Stands for a layer while the outer graph is exported; never runs."""
+    raise AssertionError("estfx::layer left in a graph")
+
+
+@_layer.register_fake
+def _(tensors: list[torch.Tensor], number: int) -> list[torch.Tensor]:
+    outputs = [x for x in _calls[number].outputs if isinstance(x, torch.Tensor)]
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in outputs]
+
+
+@contextmanager
+def _opaque(calls: list[LayerCall]) -> Iterator[None]:
+    """Layers become calls of the stand-in, in the structure in which the model called them."""
+
+    def forward_of(number: int, call: LayerCall) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            leaves, _ = flatten(args, kwargs)
+            values = iter(torch.ops.estfx.layer([x for x in leaves if isinstance(x, torch.Tensor)], number))
+            outputs = [next(values) if isinstance(x, torch.Tensor) else x for x in call.outputs]
+            return pytree.tree_unflatten(outputs, call.out_spec)
+
+        return forward
+
+    _calls[:] = calls
+    for number, call in enumerate(calls):
+        call.module.__dict__["forward"] = forward_of(number, call)
+    try:
+        yield
+    finally:
+        for call in calls:
+            del call.module.__dict__["forward"]
+        _calls.clear()
+
+
+def trace_outer(
+    model: nn.Module, infos: Mapping[str, LayerInfo], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> GraphModule:
+    """Exports the model with its layers as opaque calls. Sizes are those of the example inputs."""
+    calls = [info.call for info in infos.values()]
+    try:
+        with _opaque(calls), torch.enable_grad():
+            exported = torch.export.export(model, args, without_cache(model, kwargs), strict=False)
+            gm = exported.module(check_guards=False)
+    except Exception as error:
+        raise TraceError(
+            f"what lies around the layers of `{type(model).__name__}` cannot be exported as a graph: {error}"
+        ) from error
+    assert isinstance(gm, GraphModule)
+    for node in list(gm.graph.nodes):
+        if node.target is torch.ops.estfx.layer.default:
+            _insert_layer(gm, node, calls[node.args[1]])
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return gm
+
+
+def _insert_layer(gm: GraphModule, node: Node, call: LayerCall) -> None:
+    gm.add_submodule(call.name, call.module)
+    leaves, spec = flatten(call.args, call.kwargs)
+    tensors = iter(node.args[0])  # type: ignore[arg-type]
+    args, kwargs = pytree.tree_unflatten([next(tensors) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
+    paths = [path for path, leaf in zip(_paths(call), call.outputs, strict=True) if isinstance(leaf, torch.Tensor)]
+    with gm.graph.inserting_before(node):
+        made = gm.graph.call_module(call.name, args, kwargs)
+        made.meta["val"] = pytree.tree_unflatten(call.outputs, call.out_spec)
+        for user in list(node.users):
+            value = made
+            for key in paths[user.args[1]]:
+                value = gm.graph.call_function(operator.getitem, (value, key))
+            value.meta.setdefault("val", user.meta.get("val"))
+            user.replace_all_uses_with(value)
+            gm.graph.erase_node(user)
+    gm.graph.erase_node(node)
+
+
+def _paths(call: LayerCall) -> list[list[Any]]:
+    """How each leaf of the layer's result is reached from it."""
+    result = pytree.tree_unflatten(call.outputs, call.out_spec)
+    pairs = pytree.tree_flatten_with_path(result, is_leaf=lambda x: x is None)[0]
+    return [[getattr(key, "idx", getattr(key, "key", None)) for key in path] for path, _ in pairs]

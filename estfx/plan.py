@@ -1,0 +1,106 @@
+"""What a schedule will cost: FLOPs, parameters and activation memory by stage, from shapes alone."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from estfx.errors import ScheduleError
+from estfx.flops import Cost, graph_cost, measure_surroundings
+from estfx.programs import Variant, analysed
+from estfx.runtime import stage_counts
+from estfx.schedule import Schedule, Stage, kept_count
+from estfx.trace import trace
+
+__all__ = ["Plan", "StagePlan", "plan"]
+
+
+class StagePlan(BaseModel):
+    """A stage and what one optimizer step on one batch costs in it; where layers are drawn, on the average of draws."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: int  # first optimizer step
+    stop: int  # one past the last
+    heads: float  # keep fractions asked for
+    neurons: float
+    layers: float
+    flops_layers: float  # forward and backward, in the layers alone
+    flops_model: float  # embedding, LM head and all else counted too
+    parameters: float  # numbers that take part
+    activation_bytes: float  # kept for the backward pass by the layers when run uncompiled
+
+    @property
+    def steps(self) -> int:
+        return self.stop - self.start
+
+
+class Plan(BaseModel):
+    """A schedule's costs on a model. FLOPs are counted without regard to causality, and no recomputation is counted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int
+    seq_len: int
+    stages: list[StagePlan]
+    whole: StagePlan  # the whole model over all steps
+
+    @property
+    def saving_layers(self) -> float:
+        """The fraction of the layers' training FLOPs that the schedule saves."""
+        return 1 - sum(s.steps * s.flops_layers for s in self.stages) / (self.whole.steps * self.whole.flops_layers)
+
+    @property
+    def saving_model(self) -> float:
+        """The fraction of the whole model's training FLOPs that the schedule saves."""
+        return 1 - sum(s.steps * s.flops_model for s in self.stages) / (self.whole.steps * self.whole.flops_model)
+
+
+def plan(model: nn.Module, schedule: Schedule, *, batch_size: int, seq_len: int) -> Plan:
+    """Costs by stage for batches of `batch_size` sequences of `seq_len` tokens. Weights may be on the meta device.
+
+    Raises ScheduleError if the schedule does not say how many steps there are in all.
+    """
+    if schedule.total_steps is None:
+        raise ScheduleError(
+            "the schedule has no total_steps, so its last stage has no end. Give it: Schedule(..., total_steps=150_000)."
+        )
+    decoder = trace(model)
+    variants = {name: analysed(traced) for name, traced in decoder.traced.items()}
+    surroundings = measure_surroundings(decoder, batch_size, seq_len)
+    layers = [(variants[program], surroundings.inputs[name]) for name, program in decoder.layers.items()]
+    costs: dict[object, Cost] = {}
+
+    def layer_cost(variant: Variant, inputs: list, stage: Stage) -> Cost:  # type: ignore[type-arg]
+        counts = stage_counts(schedule, variant.roles, stage)
+        key = (id(variant), counts, tuple(tuple(x.shape) for x in inputs))
+        if key not in costs:
+            costs[key] = graph_cost(variant.narrowed(counts), inputs)
+        return costs[key]
+
+    def stage_plan(stage: Stage, start: int, stop: int) -> StagePlan:
+        droppable = sum(variant.residuals.droppable for variant, _ in layers)
+        share = kept_count(droppable, stage.layers) / droppable if droppable else 1.0
+        each = [(layer_cost(v, x, stage), share if v.residuals.droppable else 1.0) for v, x in layers]
+        flops = sum(cost.flops * weight for cost, weight in each)
+        return StagePlan(
+            start=start,
+            stop=stop,
+            heads=stage.heads,
+            neurons=stage.neurons,
+            layers=stage.layers,
+            flops_layers=flops,
+            flops_model=flops + surroundings.cost.flops,
+            parameters=sum(cost.parameters * weight for cost, weight in each) + surroundings.cost.parameters,
+            activation_bytes=sum(cost.activation_bytes * weight for cost, weight in each),
+        )
+
+    starts = [stage.start for stage in schedule.stages]
+    stops = [*starts[1:], schedule.total_steps]
+    stages = [stage_plan(*each) for each in zip(schedule.stages, starts, stops, strict=True)]
+    return Plan(
+        batch_size=batch_size,
+        seq_len=seq_len,
+        stages=stages,
+        whole=stage_plan(Stage(start=0), 0, schedule.total_steps),
+    )
