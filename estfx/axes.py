@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import sympy
@@ -18,7 +18,7 @@ import torch
 __all__ = ["Algebra", "Axis", "Dim", "Kept", "Product", "Ref", "Sum", "coarse", "extent_of"]
 
 Ref = int  # a dimension on the workbench
-Extent = int | sympy.Expr
+Extent: TypeAlias = int | sympy.Expr
 Kept = Mapping["Axis", int]  # how many units of an axis are kept; an axis that is not named is whole
 
 
@@ -128,7 +128,13 @@ def coarse(dim: Dim, fine: Container[Axis]) -> Dim:
     parts: list[Dim] = []
     for part in dim.factors if isinstance(dim, Product) else dim.terms:
         part = coarse(part, fine)
-        if parts and part.size and isinstance(part, Axis) and isinstance(parts[-1], Axis) and part.id == parts[-1].id == -1:
+        if (
+            parts
+            and part.size
+            and isinstance(part, Axis)
+            and isinstance(parts[-1], Axis)
+            and part.id == parts[-1].id == -1
+        ):
             last = parts.pop().size
             part = Axis(-1, last * part.size if isinstance(dim, Product) else last + part.size)
         parts.append(part)
@@ -293,6 +299,10 @@ class Algebra:
     def split_minor(self, ref: Ref, minor: int, extent: Extent | None = None) -> tuple[Ref, Ref] | None:
         """`ref` as (major, minor) with the minor part of that size, or None if it does not fit."""
         ref = self.find(ref)
+        if minor == 1:
+            return ref, self.fresh(1)
+        if minor == self.size(ref):
+            return self.fresh(1), ref
         factors = self.factors(ref)
         if len(factors) != 1:
             tail: list[Ref] = []
@@ -309,7 +319,9 @@ class Algebra:
             return None
         if node.kind == "atom":
             extent = minor if extent is None else extent
-            major_extent = node.extent // minor if isinstance(node.extent, int) else sympy.simplify(node.extent / extent)
+            major_extent = (
+                node.extent // minor if isinstance(node.extent, int) else sympy.simplify(node.extent / extent)
+            )
             if not isinstance(major_extent, int) and major_extent.is_Integer:
                 major_extent = int(major_extent)
             major = self._new("atom", node.size // minor, major_extent, ())

@@ -66,7 +66,8 @@ def _smallest(keys: NDArray[np.uint32], kept: int) -> NDArray[np.int64]:
         chosen[row] = False
         chosen[row, np.argsort(keys[row], kind="stable")[:kept]] = True
     flat: NDArray[np.int64] = np.flatnonzero(chosen).reshape(len(keys), kept)  # 10 times faster than a 2-d nonzero
-    return flat - keys.shape[1] * np.arange(len(keys), dtype=np.int64)[:, None]
+    row_starts: NDArray[np.int64] = np.arange(0, keys.size, keys.shape[1], dtype=np.int64)
+    return flat - row_starts[:, None]
 
 
 def _philox(seed: int, step: int, role: str, size: int) -> np.random.Philox:

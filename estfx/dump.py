@@ -18,7 +18,8 @@ def dump(model: nn.Module, schedule: Schedule, stage_index: int, example_inputs:
     """The narrowed graph of every kind of layer at a stage (counted from 0), before compilation."""
     if not 0 <= stage_index < len(schedule.stages):
         raise ScheduleError(
-            f"stage {stage_index} was asked for, but the schedule has {len(schedule.stages)}: 0 to {len(schedule.stages) - 1}."
+            f"stage {stage_index} was asked for, but the schedule has {len(schedule.stages)}: "
+            f"0 to {len(schedule.stages) - 1}."
         )
     stage = schedule.stages[stage_index]
     decoder = trace(model, example_inputs)
@@ -30,6 +31,8 @@ def dump(model: nn.Module, schedule: Schedule, stage_index: int, example_inputs:
         kept = dict(counts)
         shown = [f"{r.name} {kept.get(r.name, r.axis.size)} of {r.axis.size}" for r in variant.roles.found]
         runs = f"{stage.layers:.0%} of them run" if variant.residuals.droppable else "all of them run"
-        parts.append(f"# {name}: {len(layers)} layers ({layers[0]} … {layers[-1]}), {runs}; {', '.join(shown) or 'whole'}")
+        parts.append(
+            f"# {name}: {len(layers)} layers ({layers[0]} … {layers[-1]}), {runs}; {', '.join(shown) or 'whole'}"
+        )
         parts.append(graph_text(variant.narrowed(counts)))
     return "\n".join(parts)

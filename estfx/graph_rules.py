@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from estfx import tags
 from estfx.errors import VerifyError
+from estfx.gather import take
 from estfx.graphs import describe, has_tensor, sizes
 
 __all__ = ["RULES", "verify"]
+
+aten = torch.ops.aten
 
 
 def _every_value_has_a_shape(gm: GraphModule) -> Iterator[str]:
@@ -24,10 +29,11 @@ def _every_shape_equals_its_axes(gm: GraphModule) -> Iterator[str]:
     if axes is None:
         return
     indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
-    births = {n.name for n in gm.graph.nodes if any(u.name.startswith(("take", "unflatten")) for u in n.users)}
+    births = {n.args[0] for n in gm.graph.nodes if n.target is take}  # still whole; a dimension may be split for it
+    births |= {n.args[0] for n in births if n.target is aten.unflatten.int}
     for node in gm.graph.nodes:
         dims = axes.dims.get(node.name)
-        if dims is None or not has_tensor(node) or (indices.kept and node.name in births):
+        if dims is None or not has_tensor(node) or node in births:
             continue
         want = tuple(dim.narrowed_size(indices.kept) for dim in dims)
         if want != sizes(node):
@@ -38,11 +44,13 @@ def _a_layer_keeps_its_stream(gm: GraphModule) -> Iterator[str]:
     interface = gm.meta.get(tags.Interface.__qualname__)
     if interface is None:
         return
-    stream = next(n for n in gm.graph.nodes if n.name == interface.stream)
-    outputs = gm.graph.output_node().args[0]
-    if len(outputs) != interface.outputs:
+    stream = next((n for n in gm.graph.nodes if n.name == interface.stream), None)
+    outputs: Any = gm.graph.output_node().args[0]
+    if stream is None:
+        yield f"its stream, {interface.stream}, is no value of the graph"
+    elif len(outputs) != interface.outputs:
         yield f"the graph gives {len(outputs)} values, its interface says {interface.outputs}"
-    if sizes(outputs[0]) != sizes(stream):
+    elif sizes(outputs[0]) != sizes(stream):
         yield f"the stream comes in with {sizes(stream)} and goes out with {sizes(outputs[0])}"
 
 

@@ -50,13 +50,16 @@ def _opaque(calls: list[LayerCall]) -> Iterator[None]:
         return forward
 
     _calls[:] = calls
+    own = [call.module.__dict__.get("forward") for call in calls]  # as accelerate's hooks put it there
     for number, call in enumerate(calls):
         call.module.__dict__["forward"] = forward_of(number, call)
     try:
         yield
     finally:
-        for call in calls:
+        for call, forward in zip(calls, own, strict=True):
             del call.module.__dict__["forward"]
+            if forward is not None:
+                call.module.__dict__["forward"] = forward
         _calls.clear()
 
 
@@ -92,8 +95,9 @@ def _insert_layer(gm: GraphModule, node: Node, call: LayerCall) -> None:
         made = gm.graph.call_module(call.name, args, kwargs)
         made.meta["val"] = pytree.tree_unflatten(call.outputs, call.out_spec)
         for user in list(node.users):
-            value = made
-            for key in paths[user.args[1]]:
+            value, position = made, user.args[1]
+            assert isinstance(position, int)
+            for key in paths[position]:
                 value = gm.graph.call_function(operator.getitem, (value, key))
             value.meta.setdefault("val", user.meta.get("val"))
             user.replace_all_uses_with(value)

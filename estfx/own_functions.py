@@ -8,7 +8,7 @@ inlined, so that its axes can be followed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -26,7 +26,7 @@ _callables: dict[type[torch.autograd.Function], Callable[..., Any]] = {}
 
 class _PointwiseOnly(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.only = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,10 +42,17 @@ def _is_pointwise(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> 
     dummies = [torch.empty(2, 3, dtype=a.dtype, device="meta") if isinstance(a, torch.Tensor) else a for a in args]
     with _disable_current_modes(), _PointwiseOnly() as watch:
         try:
-            result = cls.forward(torch.autograd.function.FunctionCtx(), *dummies)
+            result = _forward(cls, dummies)
         except Exception:  # it needs what a plain context has not: then it is inlined
             return False
     return watch.only and isinstance(result, torch.Tensor) and result.shape == (2, 3)
+
+
+def _forward(cls: type[torch.autograd.Function], args: Sequence[Any]) -> Any:
+    """The forward alone, in either of the two ways to write one: with the context in front, or with `setup_context`."""
+    if cls.setup_context is not torch.autograd.Function.setup_context:
+        return cls.forward(*args)
+    return cls.forward(torch.autograd.function.FunctionCtx(), *args)
 
 
 @torch.library.custom_op("estfx::own_function", mutates_args=())
@@ -58,9 +65,7 @@ def _own_function(number: int, tensors: list[torch.Tensor]) -> torch.Tensor:
 def _(number: int, tensors: list[torch.Tensor]) -> torch.Tensor:
     cls, args = _calls[number]
     given = iter(tensors)
-    result: torch.Tensor = cls.forward(
-        torch.autograd.function.FunctionCtx(), *(next(given) if a is _TENSOR else a for a in args)
-    )
+    result: torch.Tensor = _forward(cls, [next(given) if a is _TENSOR else a for a in args])
     return result
 
 

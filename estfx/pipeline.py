@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch.fx import GraphModule
 
 from estfx import graph_rules, switches
-from estfx.errors import EstfxError, VerifyError
+from estfx.errors import VerifyError
 
 __all__ = ["Analysis", "Pass", "Rewrite", "run_passes"]
 
@@ -55,13 +55,13 @@ def run_passes(gm: GraphModule, passes: Sequence[Pass]) -> GraphModule:
         try:
             count = step.run(gm)
             if isinstance(step, Rewrite):
-                gm.graph.lint()
                 gm.recompile()
             if switches.VERIFY:
+                gm.graph.lint()
                 _check_claim(step, count, before, gm)
             if switches.VERIFY >= 2:
                 graph_rules.verify(gm)
-        except EstfxError as error:
+        except Exception as error:
             error.add_note(f"in pass {step.name()} on the graph of {gm._get_name()}")
             raise
         log.debug("%s: %d in %.1f ms", step.name(), count, 1e3 * (time.perf_counter() - started))
@@ -79,7 +79,8 @@ def _check_claim(step: Pass, count: int, before: str, gm: GraphModule) -> None:
     if isinstance(step, Analysis) and changed:
         raise VerifyError(f"pass {step.name()} is an analysis, but it changed the graph")
     if isinstance(step, Rewrite) and changed != (count > 0):
-        raise VerifyError(f"pass {step.name()} claims {count} edits, but the graph {'did' if changed else 'did not'} change")
+        did = "did" if changed else "did not"
+        raise VerifyError(f"pass {step.name()} claims {count} edits, but the graph {did} change")
     absent = [tag.__name__ for tag in step.puts if tag.__qualname__ not in gm.meta]
     if absent:
         raise VerifyError(f"pass {step.name()} was to put {', '.join(absent)}, and did not")

@@ -58,7 +58,8 @@ def _row(gm: GraphModule, node: Node, symbols: dict[str, str]) -> tuple[str, str
     if node.op == "output":
         return (f"return {_argument(node.args[0])}", "", "", "")
     if node.op == "placeholder":
-        weights = dict(tags.get(gm, tags.Interface).weights)
+        interface = gm.meta.get(tags.Interface.__qualname__)
+        weights = dict(interface.weights) if interface else {}
         what = f"weight {weights[node.name]}" if node.name in weights else "input"
         text = f"%{node.name} = {what}"
     elif node.op == "get_attr":

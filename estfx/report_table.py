@@ -1,42 +1,48 @@
-"""A report as a table: one block a program, the layers that share it, and their axes."""
+"""A report for reading: one block a program, with the layers that share it, their axes, and the reasons."""
 
 from itertools import groupby
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from estfx.report import AxisReport, Report
+from estfx.report import AxisReport, LayerReport, Report
 
 __all__ = ["print_report"]
 
 
 def print_report(console: Console, report: Report) -> None:
-    """Prints what was found in a model, and below it, in words, what could not be narrowed."""
-    table = Table(title=f"{report.model}, {len(report.layers)} layers", box=box.SIMPLE_HEAD)
-    for column in ("layers", "program", "droppable", "axis", "size", "parameters [dimension]", "note"):
-        table.add_column(
-            column.replace("[", r"\["),
-            overflow="fold",
-            no_wrap=column != "note",
-            justify="right" if column == "size" else "left",
-        )
-    notes: dict[str, None] = dict.fromkeys(report.notes)
+    """Prints what was found in a model and, in words, what could not be narrowed."""
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    say(f"{report.model}, {len(report.layers)} layers")
     for program, group in groupby(report.layers, key=lambda layer: layer.program):
         layers = list(group)
-        first = layers[0]
-        names = first.name if len(layers) == 1 else f"{first.name}\n… {layers[-1].name}"
-        head = [names, program, "yes" if all(layer.droppable for layer in layers) else "no"]
-        for cells in [_cells(axis) for axis in first.axes] or [["nothing", "", "", ""]]:
-            table.add_row(*head, *cells)
-            head = ["", "", ""]
-        table.add_section()
-        notes |= dict.fromkeys(f"{program}: {note}" for layer in layers for note in layer.notes)
-    console.print(table)
-    for note in notes:
-        console.print(f"- {note}", soft_wrap=True, markup=False, highlight=False)
+        names = layers[0].name if len(layers) == 1 else f"{layers[0].name} … {layers[-1].name} ({len(layers)})"
+        skip = "may be skipped" if all(layer.droppable for layer in layers) else "cannot be skipped"
+        say(f"\n{names}: {program}, {skip}")
+        if layers[0].axes:
+            console.print(_axes(layers[0]))
+        for note in dict.fromkeys(note for layer in layers for note in layer.notes):
+            say(f"- {note}")
+    for note in report.notes:
+        say(f"- {note}")
 
 
-def _cells(axis: AxisReport) -> list[str]:
-    parameters = "\n".join(rf"{name} \[{', '.join(map(str, dims))}]" for name, dims in axis.parameters.items())
-    return [axis.role, str(axis.size), parameters, axis.note]
+def _axes(layer: LayerReport) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("axis", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column(Text("parameters [dimension]"), overflow="fold")
+    if any(axis.note for axis in layer.axes):
+        table.add_column("note", overflow="fold")
+    for axis in layer.axes:
+        table.add_row(axis.role, str(axis.size), Text(_parameters(axis)), Text(axis.note))
+    return table
+
+
+def _parameters(axis: AxisReport) -> str:
+    return "\n".join(f"{name} [{', '.join(map(str, dims))}]" for name, dims in axis.parameters.items())

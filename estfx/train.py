@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 import estfx
 from estfx.integrations.transformers import EvolvingCallback
 from estfx.model_spec import build_model
+from estfx.plan import Plan
 from estfx.progress import ProgressDisplay
 from estfx.quiet import quiet_transformers
 from estfx.run_folder import RunFolder
@@ -21,9 +22,6 @@ from estfx.toolchain import why_not_compiled
 from estfx.train_config import RunConfig
 from estfx.train_recorder import StepRecorder
 from estfx.train_summary import stage_seconds
-
-if TYPE_CHECKING:
-    from estfx import Plan
 
 __all__ = ["default_folder", "train"]
 
@@ -124,7 +122,7 @@ def _trainer(
     config: RunConfig,
     run: RunFolder,
     model: PreTrainedModel,
-    plan: "Plan",
+    plan: Plan,
     recorder: StepRecorder,
     train_blocks: Dataset[dict[str, torch.Tensor]],
     held_out_blocks: Dataset[dict[str, torch.Tensor]],
@@ -138,6 +136,7 @@ def _trainer(
         lr_scheduler_type="cosine",
         warmup_steps=config.train.warmup_steps,
         weight_decay=config.train.weight_decay,
+        adam_beta2=config.train.adam_beta2,
         max_grad_norm=config.train.max_grad_norm,
         seed=config.train.seed,
         logging_steps=1,

@@ -3,18 +3,16 @@
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from estfx.activity import activity_of
 from estfx.errors import EstfxError
+from estfx.plan import Plan
 from estfx.progress import ProgressDisplay
 from estfx.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from estfx import Plan
 
 __all__ = ["StepRecord", "StepRecorder", "TrainingFailedError"]
 
@@ -36,7 +34,7 @@ class StepRecord:
 class StepRecorder(TrainerCallback):
     """Must stand before `EvolvingCallback` in Trainer's list, so that the draw counts towards a step's seconds."""
 
-    def __init__(self, folder: RunFolder, display: ProgressDisplay, plan: "Plan", tokens_per_step: int) -> None:
+    def __init__(self, folder: RunFolder, display: ProgressDisplay, plan: Plan, tokens_per_step: int) -> None:
         self.steps: list[StepRecord] = []
         self._folder = folder
         self._display = display

@@ -2,23 +2,21 @@
 
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from estfx.plan import Plan
 from estfx.train_recorder import StepRecord
-
-if TYPE_CHECKING:
-    from estfx import Plan
 
 __all__ = ["LEFT_OUT", "print_summary", "stage_seconds"]
 
 LEFT_OUT = 3  # first steps of every stage, in which its programs are compiled
 
 
-def stage_seconds(plan: "Plan", steps: Sequence[StepRecord]) -> list[dict[str, Any]]:
+def stage_seconds(plan: Plan, steps: Sequence[StepRecord]) -> list[dict[str, Any]]:
     """Seconds per step of every stage, as the median over its steps, without the first ones, which compile.
 
     `of_whole` is the share of the whole model's seconds, taken from the stage of the same run that trains it; None

@@ -16,9 +16,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from estfx import tags
-from estfx.axes import Algebra, Axis, Dim, Ref
-from estfx.own_functions import is_own_function
+from estfx.axes import Algebra, Axis, Dim, Ref, extent_of
 from estfx.graphs import arguments, describe, has_tensor, nodes_within, sizes, tensor_of
+from estfx.own_functions import is_own_function
 
 __all__ = ["RESIZERS", "RULES", "Arguments", "Dims", "Resize", "Walk", "resizer", "rule"]
 
@@ -158,7 +158,8 @@ class Walk:
                 self.from_stream.add(node)
             self.dims[node] = self._visit(node)
         self.pin("it is a dimension of the residual stream", *self.of(stream))
-        for value in self.gm.graph.output_node().args[0]:
+        outputs: Sequence[Node] = self.gm.graph.output_node().args[0]  # type: ignore[assignment]
+        for value in outputs:
             self.pin("it leaves the layer", *self.of(value))
         return self._result(stream)
 
@@ -169,19 +170,24 @@ class Walk:
             dims = self.dims[node.args[0]]  # type: ignore[index]
             return dims[node.args[1]] if isinstance(dims, list) else ()  # type: ignore[index]
         found = RULES.get(node.target)
+        schema = getattr(node.target, "_schema", None)  # a function in Python has none
+        if found is None and schema is not None and schema.is_mutable:
+            return self.pin_all(node, f"a value is changed in place at {describe(node)}")
         if not has_tensor(node) and not isinstance(node.meta.get("val"), (list, tuple)):
             return ()  # a size
-        if found is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
-            found = RULES[torch.ops.aten.add.Tensor]
         if is_own_function(node.target):
             operands = [n for n in nodes_within((node.args, node.kwargs)) if has_tensor(n)]
             return self.align(node, operands, sizes(node))
+        if found is None and has_tensor(node) and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            found = RULES[torch.ops.aten.add.Tensor]
         if found is None:
             return self.pin_all(node, f"no rule for the operator at {describe(node)}")
         dims = found(self, node, arguments(node))
-        if isinstance(dims, tuple):
-            got = tuple(self.algebra.size(ref) for ref in dims)
-            assert got == sizes(node), f"the rule for {describe(node)} gives {got}, the operator {sizes(node)}"
+        value = node.meta["val"]
+        for each, of in zip(dims, value, strict=True) if isinstance(dims, list) else [(dims, value)]:
+            got = tuple(map(self.algebra.size, each))
+            want = tuple(extent_of(size)[0] for size in of.shape) if isinstance(of, torch.Tensor) else ()
+            assert got == want, f"the rule for {describe(node)} gives {got}, the operator {want}"
         return dims
 
     def _result(self, stream: Node) -> tags.Axes:
@@ -194,7 +200,7 @@ class Walk:
                 cache[ref] = resolve(ref)
             return cache[ref]
 
-        hidden = {axis for axis in dim(self.of(stream)[-1]).axes()}
+        hidden = set(dim(self.of(stream)[-1]).axes())
         coupled: dict[Axis, dict[str, None]] = {}
         for ref, node in self.couplings:
             for axis in dim(ref).axes():

@@ -1,3 +1,5 @@
+"""Takes out of a graph what computes nothing, so that no other pass has to know of it."""
+
 from __future__ import annotations
 
 import operator
@@ -19,7 +21,13 @@ ASSERTIONS = {
     aten.sym_constrain_range_for_size.default,
     torch._check,
 }
-VIEWS = {aten.view.default, aten.transpose.int, aten.permute.default, aten.slice.Tensor, aten.select.int, operator.getitem}
+CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default}
+COMPARISONS = {  # their plain forms give booleans
+    overload
+    for name in ("eq_", "ne_", "lt_", "le_", "gt_", "ge_")
+    for overload in (getattr(aten, name).Scalar, getattr(aten, name).Tensor)
+} | {aten.logical_and_.default, aten.logical_or_.default, aten.logical_xor_.default, aten.logical_not_.default}
+COPIES = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,15 @@ class DropNoise(Rewrite):
         %y = to(%x, float32)        # it is already         %y is %x
         %z = slice(%y, 0, 0, 2^63-1)                        %z is %x
         %i = index(%z, [None, %c])  # %c = [-1]             %i = slice(%x, 1, n - 1, n)
-        %a = add_(%i, %b)           # %i read only here     %a = add(%i, %b)
+        %v = mul(%x, %b)
+        %a = add_(%v, %b)           # %v is no view         %a = add(%v, %b)
+        %u = gelu(%x)               # nothing reads it
     """
 
     def run(self, gm: GraphModule) -> int:
         edits = 0
-        for node in list(gm.graph.nodes):
-            if node.op == "call_function":
-                edits += any(edit(gm, node) for edit in EDITS)
+        while found := sum(edit(gm, node) for edit in EDITS for node in reversed(list(gm.graph.nodes))):
+            edits += found  # what one edit leaves behind may be noise to another
         return edits
 
 
@@ -49,23 +58,30 @@ def _drop_assertion(gm: GraphModule, node: Node) -> bool:
     return True
 
 
+def _drop_unread(gm: GraphModule, node: Node) -> bool:
+    """What draws random numbers stays, or those after it would be others."""
+    if node.users or node.op not in ("get_attr", "call_function") or node.is_impure():
+        return False
+    gm.graph.erase_node(node)
+    return True
+
+
 def _drop_identity(gm: GraphModule, node: Node) -> bool:
-    if not has_tensor(node) or not node.args or not has_tensor(source := node.args[0]):
+    if node.op != "call_function" or not has_tensor(node) or not node.args or not has_tensor(source := node.args[0]):
         return False
     assert isinstance(source, Node)
     before, after = tensor_of(source), tensor_of(node)
     same = before.dtype == after.dtype and before.device == after.device and str(before.shape) == str(after.shape)
-    match node.target:
-        case aten.to.dtype | aten.to.dtype_layout | aten.to.device | aten.to.other | aten.type_as.default:
-            idle = same and not arguments(node).get("copy")
-        case aten.alias.default | aten.lift_fresh.default | aten.lift_fresh_copy.default:
-            idle = True
-        case aten.slice.Tensor | aten.expand.default:
-            idle = same
-        case aten.dropout.default:
-            idle = arguments(node)["p"] == 0 or not arguments(node)["train"]
-        case _:
-            idle = False
+    if node.target in CASTS:
+        idle = same and not arguments(node).get("copy")
+    elif node.target in COPIES:
+        idle = not _is_written(node)
+    elif node.target is aten.detach_.default:
+        idle = source.op == "get_attr" or source.target in COPIES
+    elif node.target is aten.dropout.default:
+        idle = arguments(node)["p"] == 0 or not arguments(node)["train"]
+    else:
+        idle = node.target is aten.alias.default or (same and node.target in (aten.slice.Tensor, aten.expand.default))
     if idle:
         node.replace_all_uses_with(source)
         gm.graph.erase_node(node)
@@ -76,13 +92,13 @@ def _plain_indexing(gm: GraphModule, node: Node) -> bool:
     """Indexing by a constant run of positions is a slice."""
     if node.target is not aten.index.Tensor:
         return False
-    places = [(i, n) for i, n in enumerate(node.args[1]) if n is not None]  # type: ignore[arg-type, union-attr]
+    places = [(i, n) for i, n in enumerate(node.args[1]) if n is not None]  # type: ignore[arg-type]
     if len(places) != 1 or not isinstance(places[0][1], Node) or places[0][1].op != "get_attr":
         return False
     at, constant = places[0]
     positions = getattr(gm, str(constant.target))
     size = tensor_of(node.args[0]).shape[at]  # type: ignore[arg-type]
-    if positions.ndim != 1 or positions.dtype is torch.bool or isinstance(size, torch.SymInt):
+    if positions.ndim != 1 or positions.dtype is torch.bool or isinstance(size, torch.SymInt) or not len(positions):
         return False
     runs = [int(p) % size for p in positions]
     if runs != list(range(runs[0], runs[0] + len(runs))):
@@ -93,16 +109,18 @@ def _plain_indexing(gm: GraphModule, node: Node) -> bool:
 
 
 def _functional(gm: GraphModule, node: Node) -> bool:
-    """An operator in place on a value of its own, which nothing reads afterwards, is the plain operator."""
-    name = getattr(node.target, "_schema", None) and node.target._schema.name  # type: ignore[union-attr]
-    if not name or not name.endswith("_") or name.endswith("__") or not has_tensor(node.args[0]):
+    """An operator in place on a value of its own, with which nothing else shares memory, is the plain operator."""
+    if not _writes(node) or not node.args or not has_tensor(mutated := node.args[0]):
         return False
-    mutated = node.args[0]
     assert isinstance(mutated, Node)
-    plain = getattr(getattr(aten, name.removeprefix("aten::").removesuffix("_"), None), node.target._overloadname, None)  # type: ignore[union-attr]
-    if plain is None or mutated.op != "call_function" or mutated.target in VIEWS:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    name = node.target._schema.name.removeprefix("aten::").removesuffix("_")
+    plain = getattr(getattr(aten, name, None), node.target._overloadname, None)
+    if plain is None or mutated.op != "call_function" or _is_view(mutated):
         return False
-    if any(user is not node and user.target in VIEWS for user in mutated.users):
+    if any(user is not node and (_is_view(user) or _writes(user)) for user in mutated.users):
+        return False
+    if not _keeps_dtype(node, mutated):
         return False
     order = {n: i for i, n in enumerate(gm.graph.nodes)}
     node.target = plain
@@ -110,4 +128,40 @@ def _functional(gm: GraphModule, node: Node) -> bool:
     return True
 
 
-EDITS: tuple[Callable[[GraphModule, Node], bool], ...] = (_drop_assertion, _drop_identity, _plain_indexing, _functional)
+def _keeps_dtype(node: Node, mutated: Node) -> bool:
+    """Whether the plain operator gives the dtype of the value that this one writes to."""
+    dtype = tensor_of(mutated).dtype
+    operands = [tensor_of(n) for n in node.all_input_nodes if has_tensor(n)]
+    return node.target not in COMPARISONS and all(torch.promote_types(dtype, x.dtype) == dtype for x in operands)
+
+
+def _writes(node: Node) -> bool:
+    """Whether it is an operator in place; `detach_` writes nothing."""
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target is aten.detach_.default:
+        return False
+    return bool(node.target._schema.is_mutable)
+
+
+def _is_view(node: Node) -> bool:
+    """Whether the node's value shares memory with that of another node."""
+    if node.target is operator.getitem:
+        return True
+    if node.target in CASTS:
+        before, after = tensor_of(node.args[0]), tensor_of(node)  # type: ignore[arg-type]
+        return before.dtype == after.dtype and before.device == after.device
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)
+
+
+def _is_written(node: Node) -> bool:
+    """Whether an operator in place reaches the memory of the node's value."""
+    return any(_writes(user) or (_is_view(user) and _is_written(user)) for user in node.users)
+
+
+EDITS: tuple[Callable[[GraphModule, Node], bool], ...] = (
+    _drop_assertion,
+    _drop_unread,
+    _drop_identity,
+    _plain_indexing,
+    _functional,
+)

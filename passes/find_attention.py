@@ -1,3 +1,5 @@
+"""Finds the attention heads of a layer."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -29,10 +31,16 @@ PASS_ON = {
 
 @dataclass(frozen=True)
 class FindAttention(Analysis):
-    """Puts `Roles` with the heads: the axes that an attention core runs over in parallel.
+    """`out[h] = softmax(q[h] · k[h]) · v[h]`: the axis `h` that a core runs over in parallel are its heads.
+
+    before                                              after, in the tag
+        %s = softmax(%scores, -1)   [b, kv·group, t, t]
+        %o = matmul(%s, %v)         [b, kv·group, t, d]     core o: batch b, kv, group; values d
+                                                            heads: kv
 
     A core is the fused operator, or a softmax over the last dimension whose result is contracted with values along it.
-    Of its axes the KV heads are taken, so that whole groups go together; with a single KV head, the query heads.
+    Of its axes the KV heads are taken, so that whole groups go together; with a single KV head, the query heads. An
+    axis with an obstacle (`Axes.obstacle`) stays whole, and a note says why.
     """
 
     needs: ClassVar = (tags.Axes,)

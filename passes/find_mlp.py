@@ -1,3 +1,5 @@
+"""Finds the MLP neurons of a layer."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -14,7 +16,16 @@ from estfx.pipeline import Analysis
 
 @dataclass(frozen=True)
 class FindMlp(Analysis):
-    """Adds the neurons to `Roles`: every other axis that closes into the stream and is no dimension of a value."""
+    """`out = Σ_n act[n] · w2[n, :]`: an axis `n` that is summed over on the way into the stream are neurons.
+
+    before                                      after, in the tag
+        %up = linear(%x, %w1)       [b, t, n]
+        %act = gelu(%up)            [b, t, n]
+        %down = linear(%act, %w2)   [b, t, d]       neurons: n
+
+    The axes of attention cores and of their values are not looked at; they are heads or stay whole. An axis with an
+    obstacle (`Axes.obstacle`) stays whole, and a note says why.
+    """
 
     needs: ClassVar = (tags.Axes, tags.Roles)
     puts: ClassVar = (tags.Roles,)
@@ -22,8 +33,8 @@ class FindMlp(Analysis):
     def run(self, gm: GraphModule) -> int:
         axes, roles = tags.get(gm, tags.Axes), tags.get(gm, tags.Roles)
         taken = {axis for core in roles.cores for axis in (*core.batch, *core.values)}
-        found = []
-        notes = []
+        found: list[tags.Role] = []
+        notes: list[str] = []
         for axis in _closing_axes(gm, axes):
             if axis in taken or axis.size < 2:
                 continue

@@ -1,7 +1,9 @@
+"""Finds the residual branches of a layer, and whether the layer may be passed over."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import networkx as nx
 import torch
@@ -30,10 +32,21 @@ SCALINGS = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
 
 @dataclass(frozen=True)
 class FindResiduals(Analysis):
-    """Puts `Residuals`: the joins `out = skip + branch`, and whether the layer may be passed over.
+    """`out = skip + branch`, where `skip` is the fork and `branch` is computed from it: that `add` is a join.
 
-    A join is an `add` that is dominated by a fork to which one operand leads back through identities alone. A layer
-    whose output leads back to its stream through nothing but joins and identities is droppable.
+    before                                      after, in the tag
+        %n = layer_norm(%x, …)
+        %f = linear(%n, …)
+        %a = add(%x, %f)                            a = x + f
+        %d = dropout(%a, 0.1)
+        %g = gelu(%d)
+        %o = add(%g, %d)                            o = d + g, and d leads back to a
+        return %o                                   droppable: o, d, a, x
+
+    The fork is the last value through which everything that flows from the stream into the `add` must pass, its
+    immediate dominator. One operand must lead back to it through nothing but identities (dtype, dropout, a constant
+    factor) and other joins. A layer whose output leads back to its stream in the same way may be passed over; `reason`
+    says why another may not.
     """
 
     puts: ClassVar = (tags.Residuals,)
@@ -44,29 +57,27 @@ class FindResiduals(Analysis):
         flow = _flow(gm, stream)
         dominators = nx.immediate_dominators(flow, stream)
         found: dict[Node, tags.Join] = {}
-        out = gm.graph.output_node().args[0][0]
-        stop = _walk_back(out, stream, flow, dominators, found)
+        outputs: Any = gm.graph.output_node().args[0]
+        stop = _walk_back(outputs[0], stream, flow, dominators, found)
         joins = tuple(found[n] for n in gm.graph.nodes if n in found)
         reason = ""
         if stop is not stream:
             reason = f"its output does not lead back to its stream through residual joins: they end at {describe(stop)}"
         elif not joins:
-            reason = "it has no residual join: its output is its input"
+            reason = "it has no residual join: its output is its stream, scaled at most"
         elif interface.outputs > 1:
             reason = "something outside reads another output of it than the stream"
         tags.put(gm, tags.Residuals(joins, droppable=not reason, reason=reason))
         return len(joins)
 
 
-def _flow(gm: GraphModule, stream: Node) -> nx.DiGraph:
+def _flow(gm: GraphModule, stream: Node) -> nx.DiGraph[Node]:
     """The part of the graph that depends on the stream, an edge for each use."""
-    flow = nx.DiGraph()
+    flow: nx.DiGraph[Node] = nx.DiGraph()
     flow.add_node(stream)
     for node in gm.graph.nodes:
         for source in node.all_input_nodes:
-            if source in flow and has_tensor(node):
-                flow.add_edge(source, node)
-            elif source in flow and node.op == "call_function" and isinstance(node.meta.get("val"), (list, tuple)):
+            if source in flow and (has_tensor(node) or isinstance(node.meta.get("val"), (list, tuple))):
                 flow.add_edge(source, node)
     return flow
 
@@ -86,8 +97,17 @@ def _identity_source(node: Node) -> Node | None:
     return None
 
 
+def _passes_on(node: Node, fork: Node) -> bool:
+    """Whether identities alone lead back from the node to the fork."""
+    while node is not fork:
+        if (source := _identity_source(node)) is None:
+            return False
+        node = source
+    return True
+
+
 def _walk_back(
-    node: Node, stream: Node, flow: nx.DiGraph, dominators: dict[Node, Node], found: dict[Node, tags.Join]
+    node: Node, stream: Node, flow: nx.DiGraph[Node], dominators: dict[Node, Node], found: dict[Node, tags.Join]
 ) -> Node:
     """Follows identities and joins from `node` towards the stream, noting the joins; returns where it had to stop."""
     while node is not stream:
@@ -96,10 +116,13 @@ def _walk_back(
             continue
         if node.target not in ADD or node not in flow:
             return node
-        operands = [n for n in node.args[:2] if has_tensor(n)]
+        operands = [n for n in node.args[:2] if isinstance(n, Node) and has_tensor(n)]
         if len(operands) != 2 or not all(n in flow for n in operands):
             return node
         fork = dominators[node]
+        if all(_passes_on(operand, fork) for operand in operands):  # x + x has no branch: it is 2 · x
+            node = fork
+            continue
         trials = []
         for skip, branch in (operands, operands[::-1]):
             inner: dict[Node, tags.Join] = {}
@@ -108,7 +131,7 @@ def _walk_back(
         if not trials:
             return node
         skip, branch, inner = trials[0]
-        between = (nx.descendants(flow, fork) & nx.ancestors(flow, branch)) | {branch}
+        between = (nx.descendants(flow, fork) & nx.ancestors(flow, branch)) | {branch}  # type: ignore[arg-type]
         found[node] = tags.Join(node.name, fork.name, skip.name, branch.name, frozenset(n.name for n in between))
         found.update(inner)
         node = fork
@@ -116,15 +139,14 @@ def _walk_back(
 
 
 def _leads_back(
-    node: Node, fork: Node, flow: nx.DiGraph, dominators: dict[Node, Node], inner: dict[Node, tags.Join]
+    node: Node, fork: Node, flow: nx.DiGraph[Node], dominators: dict[Node, Node], inner: dict[Node, tags.Join]
 ) -> bool:
     while node is not fork:
         if (source := _identity_source(node)) is not None:
             node = source
         elif node.target in ADD and node in flow:
-            before = len(inner)
             stop = _walk_back(node, fork, flow, dominators, inner)
-            if stop is node or len(inner) == before:
+            if stop is node:
                 return False
             node = stop
         else:

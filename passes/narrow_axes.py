@@ -1,3 +1,5 @@
+"""Makes axes of a graph smaller."""
+
 from __future__ import annotations
 
 import operator
@@ -23,7 +25,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class NarrowAxes(Rewrite):
-    """Makes axes smaller: takes the kept units where an axis is born, and computes again the sizes made from it.
+    """`f(x)[kept] = f(x[kept])`: the kept units are taken where an axis is born; sizes made from it are computed again.
 
     before                                        after
         %w1 = placeholder                             %index = placeholder
@@ -40,6 +42,14 @@ class NarrowAxes(Rewrite):
     puts: ClassVar = (tags.Indices,)
 
     def run(self, gm: GraphModule) -> int:
+        axes = {role.axis: role.name for role in tags.get(gm, tags.Roles).found}
+        for axis, count in self.kept.items():
+            if axis not in axes:
+                raise VerifyError(f"{count} of {axis} are to be kept, but no role was found for that axis")
+            if not 1 <= count <= axis.size:
+                raise VerifyError(
+                    f"{count} {axes[axis]} are to be kept; there are {axis.size}, and one at least must stay"
+                )
         kept = {axis: count for axis, count in self.kept.items() if count != axis.size}
         if not kept:
             tags.put(gm, tags.Indices())
@@ -157,7 +167,8 @@ class _Narrowing:
             self.last_side = node
             self.gathers[dim] = tags.Gather(node.name, dim)
         name = self.gathers[dim].placeholder
-        return next(n for n in graph.nodes if n.name == name)
+        found: Node = next(n for n in graph.nodes if n.name == name)
+        return found
 
     def _device(self) -> torch.device:
         device: torch.device = next(n.meta["val"] for n in self.gm.graph.nodes if has_tensor(n)).device

@@ -1,3 +1,5 @@
+"""Keeps the expectation of sums over fewer units."""
+
 from __future__ import annotations
 
 import re
@@ -16,7 +18,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ScaleContractions(Rewrite):
-    """A sum over fewer units is scaled by `total / kept`, so that its expectation is that of the whole (EST's 1/p).
+    """`Σ_{i in all} x_i = E[ total / kept · Σ_{i in kept} x_i ]`: a sum over fewer units is scaled (EST's 1/p).
 
     before                                        after
                                                       %mul = mul(%act, 2.0)

@@ -26,4 +26,4 @@ def test_the_schedule_is_the_papers():
 def test_the_run_is_valid():
     config = RunConfig.load(EXAMPLES / "train.yaml").resolved()
     assert config.model.config["num_hidden_layers"] == 4
-    assert config.schedule.build(300) == Schedule.est(300)
+    assert config.schedule.build(400) == Schedule.est(400)

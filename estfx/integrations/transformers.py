@@ -1,7 +1,7 @@
 """Evolving subnetworks in transformers' Trainer: one callback."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
@@ -9,9 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from estfx.activity import activity_of
 from estfx.errors import EstfxError
-
-if TYPE_CHECKING:
-    from estfx import Plan
+from estfx.plan import Plan
 
 __all__ = ["EvolvingCallback"]
 
@@ -27,7 +25,7 @@ class EvolvingCallback(TrainerCallback):
     these figures, use `report_to="none"` and `callbacks=[EvolvingCallback(), TensorBoardCallback()]`.
     """
 
-    def __init__(self, plan: "Plan | None" = None) -> None:
+    def __init__(self, plan: Plan | None = None) -> None:
         self._plan = plan
 
     def on_train_begin(
@@ -63,7 +61,7 @@ class EvolvingCallback(TrainerCallback):
         state.log_history[-1].update(figures)  # Trainer stored a copy of the logs just before
 
 
-def flops_until(plan: "Plan", num_steps: int) -> int:
+def flops_until(plan: Plan, num_steps: int) -> float:
     """The FLOPs of the whole model's graph, forward and backward, in the first `num_steps` optimizer steps."""
     return sum(
         stage.flops_model * (min(num_steps, stage.stop) - stage.start)

@@ -1,52 +1,63 @@
 """Operators that take a dimension apart, or put one together: it becomes a sum of its parts."""
 
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from estfx.axes import extent_of
+from estfx.axes import Ref, extent_of
 from estfx.graphs import describe, sizes, tensor_of
 from estfx.walk import Arguments, Dims, Resize, Walk, resizer, rule
 
 aten = torch.ops.aten
 
 
-def _bounds(size: int, start: Any, end: Any) -> tuple[int, int] | None:
+def _is_open(size: int | torch.SymInt) -> bool:
+    return not isinstance(extent_of(size)[1], int)
+
+
+def _cut_anywhere(walk: Walk, node: Node, dims: Sequence[Ref], at: int) -> Dims:
+    """A part whose position is only known at run time."""
+    fresh = walk.fresh(tensor_of(node).shape[at])
+    walk.pin(f"cut at a dynamic position at {describe(node)}", dims[at], fresh)
+    return (*dims[:at], fresh, *dims[at + 1 :])
+
+
+def _bounds(size: int | torch.SymInt, start: Any, end: Any) -> tuple[int, int] | None:
     """Both ends of a slice as positions, or None if one of them is only known at run time."""
     start, end = (0 if start is None else start), (size if end is None else end)
-    if not isinstance(start, int) or not isinstance(end, int):
+    if _is_open(size) or not isinstance(start, int) or not isinstance(end, int):
         return None
-    start, end, _ = slice(start, end).indices(size)
+    start, end, _ = slice(start, end).indices(int(size))
     return start, max(start, end)
 
 
 @rule(aten.slice.Tensor)
 def slice_(walk: Walk, node: Node, a: Arguments) -> Dims:
     """`x[…, start:end:step]`: a cut; with a step, the step becomes the minor part of a product and stays whole."""
-    dims = list(walk.of(a["self"]))
+    dims = walk.of(a["self"])
     at = a["dim"] % len(dims)
-    size, out = sizes(a["self"])[at], sizes(node)[at]
-    bounds = _bounds(size, a["start"], a["end"])
-    whole = str(tensor_of(a["self"]).shape[at]) == str(tensor_of(node).shape[at])
-    if whole:
-        return tuple(dims)
-    if bounds is None or not isinstance(a["step"], int):
-        walk.pin(f"cut at a dynamic position at {describe(node)}", dims[at], fresh := walk.fresh(tensor_of(node).shape[at]))
-        dims[at] = fresh
-    elif a["step"] != 1:
-        parts = walk.algebra.split_minor(dims[at], a["step"]) if bounds[1] == size and size % a["step"] == 0 else None
-        if parts is None:
-            walk.pin(f"every {a['step']}th unit is taken at {describe(node)}", dims[at], fresh := walk.fresh(out))
-            dims[at] = fresh
-        else:
-            walk.pin(f"every {a['step']}th unit is taken at {describe(node)}", parts[1])
-            dims[at] = parts[0]
+    exact, step = tensor_of(a["self"]).shape[at], a["step"]
+    if str(exact) == str(tensor_of(node).shape[at]):
+        return dims  # the whole of it
+    bounds = _bounds(exact, a["start"], a["end"])
+    if bounds is None or not isinstance(step, int):
+        return _cut_anywhere(walk, node, dims, at)
+    (start, end), size = bounds, int(exact)
+    if step == 1:
+        part = walk.cut(node, dims[at], [start, end - start, size - end])[1]
     else:
-        start, end = bounds
-        dims[at] = walk.cut(node, dims[at], [start, end - start, size - end])[1]
-    return tuple(dims)
+        reason = f"one unit in {step} is taken at {describe(node)}"
+        fits = start < step and end == size and size % step == 0
+        parts = walk.algebra.split_minor(dims[at], step) if fits else None
+        if parts is None:
+            walk.pin(reason, dims[at], part := walk.fresh(sizes(node)[at]))
+        else:
+            walk.pin(reason, parts[1])
+            part = parts[0]
+    return (*dims[:at], part, *dims[at + 1 :])
 
 
 @resizer(aten.slice.Tensor)
@@ -54,31 +65,32 @@ def resize_slice(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
     dims = resize.dims(a["self"])
     dim = dims[a["dim"] % len(dims)]
     bounds = _bounds(dim.size, a["start"], a["end"])
-    if not resize.changes(dim) or bounds is None or a["step"] != 1:
+    if not resize.changes(dim) or bounds is None:
         return {}
     start, end = bounds
+    if a["step"] != 1:  # from a unit of the minor part to the end
+        return {"end": dim.narrowed_size(resize.kept)}
     return {"start": dim.offset(start, resize.kept), "end": dim.offset(end, resize.kept)}
 
 
 @rule(aten.narrow.default)
 def narrow(walk: Walk, node: Node, a: Arguments) -> Dims:
-    dims = list(walk.of(a["self"]))
+    dims = walk.of(a["self"])
     at = a["dim"] % len(dims)
-    size = sizes(a["self"])[at]
-    if not isinstance(a["start"], int) or not isinstance(a["length"], int):
-        walk.pin(f"cut at a dynamic position at {describe(node)}", dims[at], fresh := walk.fresh(tensor_of(node).shape[at]))
-        dims[at] = fresh
-        return tuple(dims)
+    exact, length = tensor_of(a["self"]).shape[at], a["length"]
+    if _is_open(exact) or not isinstance(a["start"], int) or not isinstance(length, int):
+        return _cut_anywhere(walk, node, dims, at)
+    size = int(exact)
     start = a["start"] % size
-    dims[at] = walk.cut(node, dims[at], [start, a["length"], size - start - a["length"]])[1]
-    return tuple(dims)
+    part = walk.cut(node, dims[at], [start, length, size - start - length])[1]
+    return (*dims[:at], part, *dims[at + 1 :])
 
 
 @resizer(aten.narrow.default)
 def resize_narrow(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
     dims = resize.dims(a["self"])
     dim = dims[a["dim"] % len(dims)]
-    if not resize.changes(dim):
+    if not resize.changes(dim) or not isinstance(a["start"], int):
         return {}
     start = a["start"] % dim.size
     first, last = (dim.offset(p, resize.kept) for p in (start, start + a["length"]))
@@ -88,23 +100,25 @@ def resize_narrow(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
 @rule(aten.select.int)
 def select(walk: Walk, node: Node, a: Arguments) -> Dims:
     """`x[…, i, …]`: one unit is cut out, and its dimension goes."""
-    dims = list(walk.of(a["self"]))
+    dims = walk.of(a["self"])
     at = a["dim"] % len(dims)
-    size = sizes(a["self"])[at]
-    if not isinstance(a["index"], int):
+    exact = tensor_of(a["self"]).shape[at]
+    if _is_open(exact) or not isinstance(a["index"], int):
         walk.pin(f"taken at a dynamic position at {describe(node)}", dims[at])
     else:
+        size = int(exact)
         index = a["index"] % size
         walk.cut(node, dims[at], [index, 1, size - index - 1])
-    del dims[at]
-    return tuple(dims)
+    return (*dims[:at], *dims[at + 1 :])
 
 
 @resizer(aten.select.int)
 def resize_select(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
     dims = resize.dims(a["self"])
     dim = dims[a["dim"] % len(dims)]
-    return {"index": dim.offset(a["index"] % dim.size, resize.kept)} if resize.changes(dim) else {}
+    if not resize.changes(dim) or not isinstance(a["index"], int):
+        return {}
+    return {"index": dim.offset(a["index"] % dim.size, resize.kept)}
 
 
 @rule(aten.unbind.int)
@@ -157,11 +171,12 @@ def resize_split(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
     return {"self": a["self"], "split_sizes": [b - a for a, b in pairwise(offsets)], "dim": at}
 
 
-@rule(aten.cat.default, aten.concat.default)
+@rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
 def cat(walk: Walk, node: Node, a: Arguments) -> Dims:
     """The sum of the parts along one dimension; all others unify."""
-    parts = [n for n in a["tensors"] if tensor_of(n).ndim == tensor_of(node).ndim]  # an empty vector may stand among them
-    at = a["dim"] % tensor_of(node).ndim
+    rank = tensor_of(node).ndim
+    parts = [n for n in a["tensors"] if tensor_of(n).ndim == rank]  # an empty vector may stand among them
+    at = a["dim"] % rank
     dims = list(walk.of(parts[0]))
     for other in parts[1:]:
         for i, (x, y) in enumerate(zip(dims, walk.of(other), strict=True)):
@@ -169,6 +184,19 @@ def cat(walk: Walk, node: Node, a: Arguments) -> Dims:
                 walk.unify(node, x, y)
     dims[at] = walk.algebra.sum(walk.of(part)[at] for part in parts)
     return tuple(dims)
+
+
+@rule(aten.glu.default)
+def glu(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """`out = x[…, :n] · σ(x[…, n:])`: both halves are one."""
+    dims = walk.of(a["self"])
+    at = a["dim"] % len(dims)
+    half = tensor_of(node).shape[at]
+    if _is_open(half):
+        return _cut_anywhere(walk, node, dims, at)
+    left, right = walk.cut(node, dims[at], [half, half])
+    walk.unify(node, left, right)
+    return (*dims[:at], left, *dims[at + 1 :])
 
 
 @rule(aten.index.Tensor)
@@ -181,6 +209,15 @@ def index(walk: Walk, node: Node, a: Arguments) -> "Dims | list[Dims]":
     dims = walk.of(a["self"])
     walk.pin(f"indexed by position at {describe(node)}", dims[at])
     return (*dims[:at], *walk.of(positions), *dims[at + 1 :])
+
+
+@rule(aten.index_select.default)
+def index_select(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """`x[:, i]`."""
+    dims = walk.of(a["self"])
+    at = a["dim"] % len(dims)
+    walk.pin(f"indexed by position at {describe(node)}", dims[at])
+    return (*dims[:at], *walk.of(a["index"]), *dims[at + 1 :])
 
 
 @rule(aten.gather.default)

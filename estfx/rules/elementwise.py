@@ -12,13 +12,11 @@ aten = torch.ops.aten
 # Any other operator that torch itself tags as pointwise uses this rule too.
 @rule(
     aten.add.Tensor,
+    aten.rsub.Tensor,
     aten.dropout.default,
-    aten.native_dropout.default,
     aten.to.dtype,
     aten.to.dtype_layout,
     aten.to.device,
-    aten.to.other,
-    aten.type_as.default,
     aten._to_copy.default,
     aten.clone.default,
     aten.contiguous.default,
@@ -30,13 +28,19 @@ aten = torch.ops.aten
     aten.where.ScalarOther,
     aten.where.ScalarSelf,
     aten.where.Scalar,
+    aten.masked_fill.Tensor,
+    aten.polar.default,
+    aten.complex.default,
     aten.silu.default,
     aten.softplus.default,
+    aten.log_sigmoid.default,
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
     aten.empty_like.default,
     aten.rand_like.default,
+    aten.randn_like.default,
+    aten.bernoulli.default,
     aten.expand_as.default,
     aten.feature_dropout.default,
 )
@@ -44,3 +48,15 @@ def elementwise(walk: Walk, node: Node, a: Arguments) -> Dims:
     """`out[i] = f(x[i], y[i], …)`."""
     operands = [n for n in nodes_within((node.args, node.kwargs)) if has_tensor(n)]
     return walk.align(node, operands, sizes(node))
+
+
+@rule(aten.to.other, aten.type_as.default)
+def to_other(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """`out[i] = x[i]`; of the other tensor, only dtype and device count."""
+    return walk.of(a["self"])
+
+
+@rule(aten.native_dropout.default)
+def native_dropout(walk: Walk, node: Node, a: Arguments) -> list[Dims]:
+    """(value, mask)."""
+    return [walk.of(a["input"])] * 2

@@ -31,6 +31,7 @@ def _reduced(walk: Walk, node: Node, a: Arguments, dim: Any) -> Dims:
     aten.mean.dim,
     aten.var.dim,
     aten.var.correction,
+    aten.std.dim,
     aten.std.correction,
     aten.amax.default,
     aten.amin.default,
@@ -48,9 +49,9 @@ def statistic_of_all(walk: Walk, node: Node, a: Arguments) -> "Dims | list[Dims]
     return walk.pin_all(node, f"all elements are reduced to one at {describe(node)}")
 
 
-@rule(aten.sum.dim_IntList)
+@rule(aten.sum.dim_IntList, aten.prod.dim_int)
 def sum_(walk: Walk, node: Node, a: Arguments) -> Dims:
-    """A sum grows with the number of its terms: what is summed over stays whole."""
+    """A sum or a product grows with the number of its terms: what it is taken over stays whole."""
     dims = walk.of(a["self"])
     gone = _positions(a["dim"], len(dims))
     walk.pin(f"summed over at {describe(node)}", *(dims[i] for i in gone))
@@ -73,7 +74,7 @@ def softmax(walk: Walk, node: Node, a: Arguments) -> Dims:
     return dims
 
 
-@rule(aten.cumsum.default)
+@rule(aten.cumsum.default, aten.cumprod.default)
 def cumsum(walk: Walk, node: Node, a: Arguments) -> Dims:
     dims = walk.of(a["self"])
     walk.pin(f"summed up in order at {describe(node)}", dims[a["dim"]])
@@ -118,12 +119,9 @@ def resize_group_norm(resize: Resize, node: Node, a: Arguments) -> dict[str, Any
     dim = resize.dims(node)[1]
     if not resize.changes(dim):
         return {}
-    groups = 1
-    for factor in dim.factors if isinstance(dim, Product) else (dim,):
-        if a["num_groups"] == 1:
+    whole = groups = 1
+    for factor in dim.factors if isinstance(dim, Product) else (dim,):  # the groups are the first of them
+        if whole == a["num_groups"]:
             break
-        groups *= factor.narrowed_size(resize.kept)
-        if (a["num_groups"] // factor.size) == 1:
-            break
+        whole, groups = whole * factor.size, groups * factor.narrowed_size(resize.kept)
     return {"num_groups": groups}
-

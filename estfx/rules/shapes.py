@@ -1,15 +1,21 @@
 """Operators that rearrange elements and compute nothing."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from estfx.graphs import sizes, tensor_of
+from estfx.graphs import describe, sizes, tensor_of
 from estfx.walk import Arguments, Dims, Resize, Walk, resizer, rule
 
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+TURNED: dict[object, tuple[str, str]] = {
+    aten.transpose.int: ("dim0", "dim1"),
+    aten.swapaxes.default: ("axis0", "axis1"),
+    aten.swapdims.default: ("dim0", "dim1"),
+}
 
 
 @rule(*VIEWS, aten.flatten.using_ints, aten.unflatten.int)
@@ -39,10 +45,33 @@ def resize_unflatten(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]
     return {"sizes": resize.sizes(node, old)[start : start + len(a["sizes"])]}
 
 
-@rule(aten.transpose.int)
+@rule(aten.view_as.default, aten.reshape_as.default)
+def view_as(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """The other tensor gives the sizes."""
+    after = view(walk, node, a)
+    for mine, other in zip(after, walk.of(a["other"]), strict=True):
+        walk.unify(node, mine, other)
+    return after
+
+
+@rule(aten.view_as_complex.default)
+def view_as_complex(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """The last dimension, real and imaginary part, goes."""
+    *dims, parts = walk.of(a["self"])
+    walk.pin("it counts real and imaginary part", parts)
+    return tuple(dims)
+
+
+@rule(aten.view_as_real.default)
+def view_as_real(walk: Walk, node: Node, a: Arguments) -> Dims:
+    walk.pin("it counts real and imaginary part", parts := walk.fresh(2))
+    return (*walk.of(a["self"]), parts)
+
+
+@rule(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
 def transpose(walk: Walk, node: Node, a: Arguments) -> Dims:
     dims = list(walk.of(a["self"]))
-    i, j = a["dim0"], a["dim1"]
+    i, j = (a[name] for name in TURNED[node.target])
     dims[i], dims[j] = dims[j], dims[i]
     return tuple(dims)
 
@@ -64,12 +93,14 @@ def swap_last(walk: Walk, node: Node, a: Arguments) -> Dims:
     return (*rest, j, i)
 
 
+def _positions(value: int | Sequence[int], rank: int) -> list[int]:
+    return [i % rank for i in ([value] if isinstance(value, int) else value)]
+
+
 @rule(aten.movedim.int, aten.movedim.intlist)
 def movedim(walk: Walk, node: Node, a: Arguments) -> Dims:
     dims = walk.of(a["self"])
-    as_list = lambda value: [value] if isinstance(value, int) else list(value)  # noqa: E731
-    sources = [i % len(dims) for i in as_list(a["source"])]
-    targets = [i % len(dims) for i in as_list(a["destination"])]
+    sources, targets = (_positions(a[name], len(dims)) for name in ("source", "destination"))
     rest = iter(d for i, d in enumerate(dims) if i not in sources)
     moved = dict(zip(targets, (dims[i] for i in sources), strict=True))
     return tuple(moved[i] if i in moved else next(rest) for i in range(len(dims)))
@@ -85,10 +116,23 @@ def unsqueeze(walk: Walk, node: Node, a: Arguments) -> Dims:
 @rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 def squeeze(walk: Walk, node: Node, a: Arguments) -> Dims:
     dims = walk.of(a["self"])
-    chosen = a.get("dim")
-    chosen = range(len(dims)) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
-    positions = {i % len(dims) for i in chosen}
-    return tuple(d for i, d in enumerate(dims) if i not in positions or walk.algebra.size(d) != 1)
+    gone = _squeezed(a, sizes(a["self"]))
+    return tuple(d for i, d in enumerate(dims) if i not in gone)
+
+
+@resizer(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+def resize_squeeze(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
+    """A dimension of which a single unit is kept stays."""
+    before = resize.dims(a["self"])
+    if not any(map(resize.changes, before)):
+        return {}
+    node.target = aten.squeeze.dims
+    return {"self": a["self"], "dim": _squeezed(a, [dim.size for dim in before])}
+
+
+def _squeezed(a: Arguments, before: Sequence[int]) -> list[int]:
+    chosen = _positions(a.get("dim", range(len(before))), len(before))
+    return [i for i in chosen if before[i] == 1]
 
 
 @rule(aten.expand.default, aten.broadcast_to.default)
@@ -148,7 +192,10 @@ def resize_repeat(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
 def resize_repeat_interleave(resize: Resize, node: Node, a: Arguments) -> dict[str, Any]:
     at = a["dim"] % len(resize.dims(node))
     before, after = resize.dims(a["self"])[at], resize.dims(node)[at]
-    return {"repeats": after.narrowed_size(resize.kept) // before.narrowed_size(resize.kept)}
+    new: dict[str, Any] = {"repeats": after.narrowed_size(resize.kept) // before.narrowed_size(resize.kept)}
+    if a["output_size"] is not None and resize.changes(after):
+        new["output_size"] = after.narrowed_size(resize.kept)
+    return new
 
 
 @rule(aten.stack.default)
@@ -164,3 +211,22 @@ def stack(walk: Walk, node: Node, a: Arguments) -> Dims:
     dims.insert(a["dim"] % (len(dims) + 1), count)
     return tuple(dims)
 
+
+@rule(aten.flip.default, aten.roll.default)
+def reorder(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """Units change places: what is turned round stays whole."""
+    dims = walk.of(a["self"])
+    walk.pin(f"reordered at {describe(node)}", *(dims[i] for i in a["dims"] or range(len(dims))))
+    return dims
+
+
+@rule(aten.pad.default)
+def pad(walk: Walk, node: Node, a: Arguments) -> Dims:
+    """What is made longer stays whole."""
+    dims = list(walk.of(a["self"]))
+    for back in range(1, len(a["pad"]) // 2 + 1):
+        if a["pad"][2 * back - 2 : 2 * back] != [0, 0]:
+            longer = walk.fresh(tensor_of(node).shape[-back])
+            walk.pin(f"padded at {describe(node)}", dims[-back], longer)
+            dims[-back] = longer
+    return tuple(dims)

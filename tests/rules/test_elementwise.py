@@ -1,0 +1,95 @@
+import pytest
+import torch
+from brute_force import Mask, Row, check, reasons, rules_of
+
+from estfx.rules import elementwise
+
+aten = torch.ops.aten
+
+UNARY = (
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten._to_copy.default,
+    aten.to.dtype_layout,
+)
+SMOOTH = (aten.silu.default, aten.softplus.default, aten.log_sigmoid.default)  # a vector's tail may round otherwise
+RANDOM = (aten.rand_like.default, aten.randn_like.default, aten.empty_like.default)
+
+ROWS = [
+    Row(aten.add.Tensor, aten.add.Tensor, [(3, 5), (3, 5)], "a b, a b -> a b"),
+    Row(aten.add.Tensor, aten.add.Tensor, [(2, 3, 5), (5,)], "a b c, c -> a b c"),
+    Row(aten.add.Tensor, aten.add.Tensor, [(5,), (2, 3, 5)], "a, b c a -> b c a"),
+    Row(aten.add.Tensor, aten.add.Tensor, [(3, 1), (1, 5)], "a 1, 1 b -> a b"),
+    Row(aten.add.Tensor, aten.add.Tensor, [(1, 5), (3, 5)], "1 a, b a -> b a"),
+    Row(aten.add.Tensor, aten.add.Tensor, [(1, 1), (1,)], "1 1, 1 -> 1 1"),
+    Row(aten.add.Tensor, aten.add.Tensor, [(7,), ()], "a, () -> a"),
+    Row(aten.add.Tensor, lambda x: aten.add.Tensor(x, x), [(3, 5)], "a b -> a b"),
+    Row(aten.add.Tensor, lambda x: aten.add.Tensor(x, aten.mT.default(x)), [(5, 5)], "a a -> a a"),
+    # tagged as pointwise by torch, without a rule of their own
+    Row(aten.mul.Tensor, aten.mul.Tensor, [(2, 3), (3,)], "a b, b -> a b"),
+    Row(aten.mul.Scalar, lambda x: aten.mul.Scalar(x, 2.0), [(2, 3)], "a b -> a b"),
+    Row(aten.where.self, aten.where.self, [Mask((3, 1)), (3, 5), (5,)], "a 1, a b, b -> a b"),
+    Row(aten.addcmul.default, aten.addcmul.default, [(5,), (3, 5), (3, 1)], "a, b a, b 1 -> b a"),
+    Row(aten.gt.Scalar, lambda x: aten.gt.Scalar(x, 0), [(2, 3)], "a b -> a b"),
+    *(Row(op, op, [(3, 5)], "a b -> a b") for op in UNARY),
+    *(Row(op, op, [(3, 5)], "a b -> a b", "close") for op in SMOOTH),
+    *(Row(op, op, [(3, 5)], "a b -> a b", "shape") for op in RANDOM),
+    Row(aten.detach_.default, lambda x: aten.detach_.default(aten.neg.default(x)), [(3, 5)], "a b -> a b"),
+    Row(aten.full_like.default, lambda x: aten.full_like.default(x, 7), [(3, 5)], "a b -> a b"),
+    Row(aten.bernoulli.default, lambda x: aten.bernoulli.default(aten.sigmoid.default(x)), [(3, 5)], "a b -> a b", "shape"),
+    Row(aten.dropout.default, lambda x: aten.dropout.default(x, 0.1, False), [(3, 5)], "a b -> a b"),
+    Row(aten.dropout.default, lambda x: aten.dropout.default(x, 0.1, True), [(3, 5)], "a b -> a b", "shape"),
+    Row(aten.native_dropout.default, lambda x: aten.native_dropout.default(x, 0.0, True), [(3, 5)], "a b -> a b, a b"),
+    Row(aten.feature_dropout.default, lambda x: aten.feature_dropout.default(x, 0.1, False), [(2, 3, 5)], "a b c -> a b c"),
+    Row(aten.to.dtype, lambda x: aten.to.dtype(x, torch.float32), [(3, 5)], "a b -> a b"),
+    Row(aten.to.device, lambda x: aten.to.device(x, "cpu", torch.float32), [(3, 5)], "a b -> a b"),
+    # of the other tensor, only the dtype counts
+    Row(aten.to.other, aten.to.other, [(3, 5), (5, 5)], "a b, c d -> a b"),
+    Row(aten.to.other, aten.to.other, [(3, 5), (2, 3, 7)], "a b, c d e -> a b"),
+    Row(aten.type_as.default, aten.type_as.default, [(3, 5), (5, 5)], "a b, c d -> a b"),
+    Row(aten.where.Scalar, lambda m: aten.where.Scalar(m, 1.0, 2.0), [Mask((3, 5))], "a b -> a b"),
+    Row(aten.where.ScalarSelf, lambda m, x: aten.where.ScalarSelf(m, 1.0, x), [Mask((5,)), (3, 5)], "a, b a -> b a"),
+    Row(aten.where.ScalarOther, lambda m, x: aten.where.ScalarOther(m, x, 1.0), [Mask((3, 5)), (5,)], "a b, b -> a b"),
+    Row(aten.masked_fill.Tensor, aten.masked_fill.Tensor, [(3, 5), Mask((5,)), ()], "a b, b, () -> a b"),
+    Row(aten.rsub.Tensor, aten.rsub.Tensor, [(5,), (3, 5)], "a, b a -> b a"),
+    Row(aten.polar.default, aten.polar.default, [(5,), (3, 5)], "a, b a -> b a", "close"),
+    Row(aten.complex.default, aten.complex.default, [(3, 5), (3, 1)], "a b, a 1 -> a b"),
+    Row(aten.expand_as.default, aten.expand_as.default, [(3, 1), (2, 3, 5)], "a 1, b a c -> b a c"),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_narrowed_values_are_the_whole_ones_taken(row):
+    check(row)
+
+
+def test_every_rule_has_a_row():
+    assert rules_of(elementwise) <= {row.op for row in ROWS}
+
+
+def test_operators_tagged_as_pointwise_need_no_rule_of_their_own():
+    tagless = rules_of(elementwise) - {aten.add.Tensor}
+    assert not {aten.mul.Tensor, aten.where.self, aten.gelu.default} & tagless
+
+
+def test_a_pointwise_operator_with_several_results_is_refused_by_name():
+    assert reasons(lambda x: aten.frexp.Tensor(x), [(3, 5)]) == {"no rule for the operator at frexp_tensor = frexp.Tensor"}
+
+
+@pytest.mark.parametrize("op", [aten.add_.Tensor, aten.mul_.Tensor, aten.copy_.default], ids=str)
+def test_an_operator_in_place_is_refused_by_name(op):
+    name = str(op).removeprefix("aten.")
+    (reason,) = reasons(lambda x, y: op(aten.clone.default(x), y), [(3, 5), (3, 5)])
+    assert name in reason
+    assert "in place" in reason
+
+
+def test_an_unknown_operator_is_refused_by_name():
+    (reason,) = reasons(lambda x: aten.fft_fft.default(x), [(3, 5)])
+    assert reason == "no rule for the operator at fft_fft_default = fft_fft.default"

@@ -1,0 +1,42 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from estfx.report import AxisReport, LayerReport, Report
+from estfx.report_table import print_report
+
+
+def layer(name, program, droppable=True, axes=(), notes=()):
+    return LayerReport(name=name, program=program, droppable=droppable, axes=list(axes), notes=list(notes))
+
+
+def printed(report, width):
+    file = io.StringIO()
+    print_report(Console(file=file, width=width), report)
+    return file.getvalue()
+
+
+HEADS = AxisReport(role="heads", size=12, parameters={"attn.c_attn.weight": [1], "attn.c_proj.weight": [0, 1]})
+NEURONS = AxisReport(role="neurons", size=3072, parameters={"mlp.weight": [0]}, note="coupled by a norm [of it]")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_layers_of_one_program_share_a_block(width):
+    layers = [layer(f"h.{i}", "Block", axes=[HEADS, NEURONS], notes=["a reason [in words]"]) for i in range(3)]
+    text = printed(Report(model="Model", layers=[*layers, layer("h.3", "Other", droppable=False)]), width)
+    assert "Model, 4 layers" in text
+    for words in (
+        "h.0 … h.2 (3): Block, may be skipped",
+        "h.3: Other, cannot be skipped",
+        "attn.c_attn.weight [1]",
+        "attn.c_proj.weight [0, 1]",
+        "3072",
+        "coupled by a norm [of it]",
+    ):
+        assert words in text
+    assert text.count("- a reason [in words]") == 1
+
+
+def test_without_notes_there_is_no_column_for_them():
+    assert "note" not in printed(Report(model="Model", layers=[layer("h.0", "Block", axes=[HEADS])]), 80)
