@@ -151,6 +151,13 @@ def extent_of(size: int | torch.SymInt) -> tuple[int, Extent]:
     return int(size), int(size)
 
 
+def _ratio(whole: Extent, part: Extent) -> Extent:
+    if isinstance(whole, int) and isinstance(part, int):
+        return whole // part
+    ratio = sympy.simplify(whole / part)
+    return int(ratio) if ratio.is_Integer else ratio
+
+
 @dataclass
 class _Node:
     kind: Literal["atom", "product", "sum"]
@@ -187,6 +194,8 @@ class Algebra:
             return self.fresh(1)
         if len(factors) == 1:
             return factors[0]
+        if not all(map(self.size, factors)):
+            return self.fresh(0)  # which has no units
         extent = prod((self._nodes[f].extent for f in factors), start=1)
         return self._new("product", prod(map(self.size, factors)), extent, tuple(factors))
 
@@ -243,10 +252,10 @@ class Algebra:
     def unify(self, a: Ref, b: Ref) -> bool:
         """Makes two dimensions one. False if they cannot be: then the caller must pin both."""
         a, b = self.find(a), self.find(b)
-        if a == b:
-            return True
         if self.size(a) != self.size(b):
             return False
+        if a == b or self.size(a) == 0:
+            return True
         for one, other in ((a, b), (b, a)):
             if self._nodes[one].kind == "atom":
                 self._join(one, other)
@@ -303,15 +312,18 @@ class Algebra:
             return ref, self.fresh(1)
         if minor == self.size(ref):
             return self.fresh(1), ref
+        if self.size(ref) == 0:
+            return ref, self.fresh(minor)
         factors = self.factors(ref)
         if len(factors) != 1:
             tail: list[Ref] = []
             while factors and minor % self.size(factors[-1]) == 0:
-                minor //= self.size(tail_part := factors.pop())
-                tail.insert(0, tail_part)
+                tail.insert(0, factors.pop())
+                minor //= self.size(tail[0])
+                extent = None if extent is None else _ratio(extent, self._nodes[tail[0]].extent)
                 if minor == 1:
                     return self.product(factors), self.product(tail)
-            if not factors or (parts := self.split_minor(factors.pop(), minor)) is None:
+            if not factors or (parts := self.split_minor(factors.pop(), minor, extent)) is None:
                 return None
             return self.product([*factors, parts[0]]), self.product([parts[1], *tail])
         node = self._nodes[ref]
@@ -319,18 +331,14 @@ class Algebra:
             return None
         if node.kind == "atom":
             extent = minor if extent is None else extent
-            major_extent = (
-                node.extent // minor if isinstance(node.extent, int) else sympy.simplify(node.extent / extent)
-            )
-            if not isinstance(major_extent, int) and major_extent.is_Integer:
-                major_extent = int(major_extent)
+            major_extent = node.size // minor if isinstance(node.extent, int) else _ratio(node.extent, extent)
             major = self._new("atom", node.size // minor, major_extent, ())
             rest = self._new("atom", minor, extent, ())
             node.kind, node.parts = "product", (major, rest)
             return major, rest
         majors, minors = [], []
         for term in self.terms(ref):
-            parts = (self.fresh(1), term) if self.size(term) == minor else self.split_minor(term, minor)
+            parts = (self.fresh(1), term) if self.size(term) == minor else self.split_minor(term, minor, extent)
             if parts is None:
                 return None
             majors.append(parts[0])

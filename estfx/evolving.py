@@ -24,6 +24,7 @@ from estfx.verification import verify_kind
 __all__ = ["EvolvingModel", "restore", "transform"]
 
 log = logging.getLogger(__name__)
+BACKEND = "inductor"  # of torch.compile
 
 
 class EvolvingModel:
@@ -186,7 +187,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def _compiler(graph: GraphModule) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(graph, fullgraph=True)
+    compiled: Callable[..., Any] = torch.compile(graph, fullgraph=True, backend=BACKEND)
     return compiled
 
 

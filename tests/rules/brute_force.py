@@ -1,13 +1,13 @@
 """Compares what a rule says of an operator with what the operator does.
 
-A row holds a function of tensors that calls ATen overloads by name, and the dimensions that the walk is to find, in letters:
+A row holds a function of tensors that calls ATen overloads by name, and the dimensions that the walk is to find:
 
     a b·c, Σd !e -> (a+~b)·c 1      products, sums, and `1` for a size of 1
     !a   pinned                     ~a   coupled: a statistic is taken over it
     Σa   closed: a contraction sums over it
 
-Every axis that is not pinned is then narrowed to random units of it: the inputs are taken at those units, the operators run with
-the sizes that their resizers compute, and every value must be the original one at those units.
+Every axis that is not pinned is then narrowed to random units of it: the inputs are taken at those units, the
+operators run with the sizes that their resizers compute, and every value must be the original one at those units.
 """
 
 from __future__ import annotations
@@ -246,17 +246,19 @@ def narrowable(axes: tags.Axes) -> list[Axis]:
     return [axis for axis in found if axis.size > 1 and axis not in axes.pins and not axis.dynamic]
 
 
-def _choices(found: Sequence[Axis], rng: np.random.Generator) -> Iterator[Units]:
-    """A single unit of each axis, all but one, some of each, and some of all axes at once."""
+def _choices(axes: tags.Axes, rng: np.random.Generator) -> Iterator[Units]:
+    """A single unit of each axis, all but one, some of each; and some of all axes at once, coupled ones apart."""
 
     def some(axis: Axis, count: int) -> np.ndarray:
         return np.sort(rng.choice(axis.size, count, replace=False))
 
+    found = narrowable(axes)
     for axis in found:
         for count in sorted({1, axis.size - 1, int(rng.integers(1, axis.size))}):
             yield {axis: some(axis, count)}
-    if len(found) > 1:
-        yield {axis: some(axis, int(rng.integers(1, axis.size))) for axis in found}
+    for together in ([a for a in found if a not in axes.coupled], [a for a in found if a in axes.coupled]):
+        if len(together) > 1:
+            yield {axis: some(axis, int(rng.integers(1, axis.size))) for axis in together}
 
 
 def check_narrowing(
@@ -264,7 +266,7 @@ def check_narrowing(
 ) -> set[object]:
     """Narrows every axis that may be, and compares; returns the operators that a resizer has changed."""
     resized: set[object] = set()
-    for units in _choices(narrowable(axes), rng):
+    for units in _choices(axes, rng):
         got = _narrowed(recorded, axes, units, resized)
         if any(axis in axes.coupled for axis in units):
             # the function itself on the kept units: what a statistic over the kept part is

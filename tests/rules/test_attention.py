@@ -1,6 +1,6 @@
 import pytest
 import torch
-from brute_force import Mask, Row, check, rules_of
+from brute_force import Row, check, rules_of
 
 from estfx.rules import attention
 
@@ -42,7 +42,9 @@ ROWS = [
         "a b c Σd, a b ~e Σd, a b ~e f, a 1 1 ~e -> a b c f", (2, 3, 5, 7), (2, 3, 4, 7), (2, 3, 4, 2), (2, 1, 1, 4)
     ),
     # who comes first matters
-    attention_row("a b !c Σd, a b !~e Σd, a b !~e f -> a b !c f", (2, 3, 5, 7), (2, 3, 4, 7), (2, 3, 4, 2), causal=True),
+    attention_row(
+        "a b !c Σd, a b !~e Σd, a b !~e f -> a b !c f", (2, 3, 5, 7), (2, 3, 4, 7), (2, 3, 4, 2), causal=True
+    ),
 ]
 
 

@@ -1,10 +1,9 @@
+import numpy as np
 import pytest
 import torch
-from brute_force import Row, check, make_inputs, reasons, record, rules_of, walk
+from brute_force import Row, check, check_narrowing, make_inputs, narrowable, reasons, record, rules_of, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import numpy as np
 
 from estfx import tags
 from estfx.rules import contractions
@@ -61,8 +60,12 @@ ROWS = [
         "a, b Σc, Σc a -> b a",
     ),
     Row(aten.baddbmm.default, aten.baddbmm.default, [(7,), (2, 3, 5), (2, 5, 7)], "a, b c Σd, b Σd a -> b c a"),
-    Row(aten.baddbmm.default, aten.baddbmm.default, [(2, 1, 7), (2, 3, 5), (2, 5, 7)], "a 1 b, a c Σd, a Σd b -> a c b"),
-    Row(aten.baddbmm.default, aten.baddbmm.default, [(2, 3, 7), (2, 3, 5), (2, 5, 7)], "a b c, a b Σd, a Σd c -> a b c"),
+    Row(
+        aten.baddbmm.default, aten.baddbmm.default, [(2, 1, 7), (2, 3, 5), (2, 5, 7)], "a 1 b, a c Σd, a Σd b -> a c b"
+    ),
+    Row(
+        aten.baddbmm.default, aten.baddbmm.default, [(2, 3, 7), (2, 3, 5), (2, 5, 7)], "a b c, a b Σd, a Σd c -> a b c"
+    ),
     Row(aten.einsum.default, einsum("bthd,bshd->bhts"), [(2, 3, 5, 7), (2, 2, 5, 7)], "a b c Σd, a e c Σd -> a c b e"),
     Row(aten.einsum.default, einsum("ij, jk -> ki"), [(3, 5), (5, 7)], "a Σb, Σb c -> c a"),
     Row(aten.einsum.default, einsum("ij,ij->ij"), [(3, 5), (3, 5)], "a b, a b -> a b"),
@@ -107,9 +110,29 @@ def test_any_einsum(data):
     recorded = record(function, make_inputs([tuple(sizes[letter] for letter in term) for term in terms], rng))
     axes = walk(recorded)
     assert not axes.pins.keys() & {a for n in recorded.inputs for dim in axes.dims[n.name] for a in dim.axes()}
-    from brute_force import check_narrowing
-
     check_narrowing(recorded, axes, function, rng, "close")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_matmul(data):
+    """Vectors, matrices and batches of them, with any part of the batch broadcast."""
+    batch = [size for size in (2, 3) if data.draw(st.booleans())]
+    shapes = []
+    for inner in ((5, 7), (7, 4)):
+        kept = batch[data.draw(st.integers(0, len(batch))) :]
+        shapes.append((*(size if data.draw(st.booleans()) else 1 for size in kept), *inner))
+    if data.draw(st.booleans()):
+        shapes[0] = (7,)
+    if data.draw(st.booleans()):
+        shapes[1] = (7,)
+    rng = np.random.default_rng(0)
+    recorded = record(aten.matmul.default, make_inputs(shapes, rng))
+    axes = walk(recorded)
+    want = {size for shape in shapes for size in shape} - {1}
+    assert {axis.size for axis in narrowable(axes)} == want  # all sizes differ: none is pinned, and equal ones are one
+    assert len(narrowable(axes)) == len(want)
+    check_narrowing(recorded, axes, aten.matmul.default, rng)
 
 
 # -- which operand a contraction closes --------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from brute_force import Positions, Row, check, check_narrowing, in_letters, make_inputs, reasons, record, rules_of, walk
+from brute_force import Positions, Row, check, check_narrowing, make_inputs, reasons, record, rules_of, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.export import Dim, export
 
+from estfx import tags
 from estfx.rules import cuts
-from estfx.walk import RESIZERS
+from estfx.walk import RESIZERS, Walk
 
 aten = torch.ops.aten
 END = 2**63 - 1  # how torch.export writes an open end
@@ -78,7 +80,12 @@ ROWS = [
     Row(
         aten.tensor_split.sections, lambda x: aten.tensor_split.sections(x, 3, -1), [(2, 7)], "a b+c+d -> a b, a c, a d"
     ),
-    Row(aten.tensor_split.indices, lambda x: aten.tensor_split.indices(x, [2, -2], 1), [(3, 7)], "a b+c+d -> a b, a c, a d"),
+    Row(
+        aten.tensor_split.indices,
+        lambda x: aten.tensor_split.indices(x, [2, -2], 1),
+        [(3, 7)],
+        "a b+c+d -> a b, a c, a d",
+    ),
     Row(
         aten.split_with_sizes.default,  # kv · (group + 1 + 1) · d
         lambda x: aten.split_with_sizes.default(aten.view.default(x, [x.shape[0], 3, -1, 2]), [5, 1, 1], 2),
@@ -107,8 +114,12 @@ ROWS = [
     ),
     Row(aten.glu.default, aten.glu.default, [(3, 10)], "a b+b -> a b", "close"),
     Row(aten.glu.default, lambda x: aten.glu.default(x, 0), [(6, 5)], "a+a b -> a b", "close"),
-    Row(aten.index.Tensor, lambda x, i: aten.index.Tensor(x, [None, i]), [(3, 5), Positions((7,), 5)], "a !b, c -> a c"),
-    Row(aten.index.Tensor, lambda x, i: aten.index.Tensor(x, [i]), [(5, 3), Positions((2, 7), 5)], "!a b, c d -> c d b"),
+    Row(
+        aten.index.Tensor, lambda x, i: aten.index.Tensor(x, [None, i]), [(3, 5), Positions((7,), 5)], "a !b, c -> a c"
+    ),
+    Row(
+        aten.index.Tensor, lambda x, i: aten.index.Tensor(x, [i]), [(5, 3), Positions((2, 7), 5)], "!a b, c d -> c d b"
+    ),
     Row(
         aten.index_select.default,
         lambda x, i: aten.index_select.default(x, -2, i),
@@ -189,7 +200,6 @@ def test_several_positions_at_once_are_refused_by_name():
 )
 def test_dynamic_positions_are_refused_and_leave_no_static_axis(function):
     """`y` has a size that is open; no part of it may pass for one that is fixed."""
-    from torch.export import Dim, export
 
     class Layer(torch.nn.Module):
         def forward(self, x, y):
@@ -199,9 +209,6 @@ def test_dynamic_positions_are_refused_and_leave_no_static_axis(function):
     gm = export(Layer(), (torch.ones(3, 30), torch.ones(7)), dynamic_shapes=shapes, strict=False).graph_module
     graph = gm.graph
     graph.output_node().args = ((graph.output_node().args[0][0],),)
-    from estfx import tags
-    from estfx.walk import Walk
-
     axes = Walk(gm, tags.Interface("x", (), ())).run()
     reason = [r for found in axes.pins.values() for r in found if "dynamic position" in r]
     assert reason
@@ -263,5 +270,4 @@ def test_any_chain_of_views_and_cuts(steps):
     rng = np.random.default_rng(len(steps))
     recorded = record(lambda x: aten.alias.default(run_program(x, steps)), make_inputs([(60, 7)], rng))
     axes = walk(recorded)
-    in_letters(axes, recorded)
     check_narrowing(recorded, axes, lambda x: x, rng)

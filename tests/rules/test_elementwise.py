@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
 import torch
-from brute_force import Mask, Row, check, reasons, rules_of
+from brute_force import Mask, Row, check, check_narrowing, make_inputs, narrowable, reasons, record, rules_of, walk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from estfx.rules import elementwise
 
@@ -42,11 +45,22 @@ ROWS = [
     *(Row(op, op, [(3, 5)], "a b -> a b", "shape") for op in RANDOM),
     Row(aten.detach_.default, lambda x: aten.detach_.default(aten.neg.default(x)), [(3, 5)], "a b -> a b"),
     Row(aten.full_like.default, lambda x: aten.full_like.default(x, 7), [(3, 5)], "a b -> a b"),
-    Row(aten.bernoulli.default, lambda x: aten.bernoulli.default(aten.sigmoid.default(x)), [(3, 5)], "a b -> a b", "shape"),
+    Row(
+        aten.bernoulli.default,
+        lambda x: aten.bernoulli.default(aten.sigmoid.default(x)),
+        [(3, 5)],
+        "a b -> a b",
+        "shape",
+    ),
     Row(aten.dropout.default, lambda x: aten.dropout.default(x, 0.1, False), [(3, 5)], "a b -> a b"),
     Row(aten.dropout.default, lambda x: aten.dropout.default(x, 0.1, True), [(3, 5)], "a b -> a b", "shape"),
     Row(aten.native_dropout.default, lambda x: aten.native_dropout.default(x, 0.0, True), [(3, 5)], "a b -> a b, a b"),
-    Row(aten.feature_dropout.default, lambda x: aten.feature_dropout.default(x, 0.1, False), [(2, 3, 5)], "a b c -> a b c"),
+    Row(
+        aten.feature_dropout.default,
+        lambda x: aten.feature_dropout.default(x, 0.1, False),
+        [(2, 3, 5)],
+        "a b c -> a b c",
+    ),
     Row(aten.to.dtype, lambda x: aten.to.dtype(x, torch.float32), [(3, 5)], "a b -> a b"),
     Row(aten.to.device, lambda x: aten.to.device(x, "cpu", torch.float32), [(3, 5)], "a b -> a b"),
     # of the other tensor, only the dtype counts
@@ -70,16 +84,28 @@ def test_narrowed_values_are_the_whole_ones_taken(row):
 
 
 def test_every_rule_has_a_row():
-    assert rules_of(elementwise) <= {row.op for row in ROWS}
+    assert rules_of(elementwise) <= {row.op for row in ROWS}  # and some that have no rule of their own
 
 
-def test_operators_tagged_as_pointwise_need_no_rule_of_their_own():
-    tagless = rules_of(elementwise) - {aten.add.Tensor}
-    assert not {aten.mul.Tensor, aten.where.self, aten.gelu.default} & tagless
+@settings(max_examples=60, deadline=None)
+@given(
+    st.permutations([1, 2, 3, 5]),
+    st.lists(st.tuples(st.integers(0, 4), st.sets(st.integers(0, 3))), min_size=2, max_size=2),
+)
+def test_any_broadcast(shape, operands):
+    """Operands of any rank, some of their sizes 1."""
+    shapes = [tuple(1 if i in ones else n for i, n in enumerate(shape))[4 - rank :] for rank, ones in operands]
+    rng = np.random.default_rng(0)
+    recorded = record(aten.mul.Tensor, make_inputs(shapes, rng))
+    axes = walk(recorded)
+    assert sorted(axis.size for axis in narrowable(axes)) == sorted({n for shape in shapes for n in shape} - {1})
+    check_narrowing(recorded, axes, aten.mul.Tensor, rng)
 
 
 def test_a_pointwise_operator_with_several_results_is_refused_by_name():
-    assert reasons(lambda x: aten.frexp.Tensor(x), [(3, 5)]) == {"no rule for the operator at frexp_tensor = frexp.Tensor"}
+    assert reasons(lambda x: aten.frexp.Tensor(x), [(3, 5)]) == {
+        "no rule for the operator at frexp_tensor = frexp.Tensor"
+    }
 
 
 @pytest.mark.parametrize("op", [aten.add_.Tensor, aten.mul_.Tensor, aten.copy_.default], ids=str)

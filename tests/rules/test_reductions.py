@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from brute_force import Row, check, reasons, rules_of
@@ -16,9 +18,14 @@ def rms_norm(count):
     return lambda x, *weights: aten.rms_norm.default(x, list(x.shape[-count:]), *weights)
 
 
-def group_norm(num_groups):
-    """Takes as many groups as channels allow, if those are fewer: for narrowed inputs."""
-    return lambda x, *weights: aten.group_norm.default(x, num_groups, *weights)
+def group_norm(num_groups, *dims):
+    """In `num_groups` groups, times the sizes of those dimensions; channels are all but the first and last dimension."""
+
+    def function(x, *weights):
+        groups = num_groups * math.prod(x.shape[d] for d in dims)
+        return aten.group_norm.default(aten.flatten.using_ints(x, 1, -2), groups, *weights)
+
+    return function
 
 
 ALL_ON_DIM = {
@@ -88,32 +95,27 @@ ROWS = [
     Row(aten.rms_norm.default, rms_norm(1), [(2, 3, 5)], "a b ~c -> a b ~c", "close"),
     Row(aten.rms_norm.default, rms_norm(1), [(3, 5), (5,)], "a ~b, ~b -> a ~b", "close"),
     Row(aten.rms_norm.default, rms_norm(2), [(2, 3, 5), (3, 5)], "a ~b ~c, ~b ~c -> a ~b ~c", "close"),
-    Row(aten.group_norm.default, group_norm(1), [(2, 7)], "a ~b -> a ~b", "close"),
-    Row(aten.group_norm.default, group_norm(1), [(2, 7, 3), (7,), (7,)], "a ~b ~c, ~b, ~b -> a ~b ~c", "close"),
-]
-
-
-def channels(*sizes):
-    """A function that takes channels apart, normalises them in groups, and keeps the number of groups in proportion."""
-
-    def function(num_groups, counted):
-        def normalise(x, *weights):
-            return aten.group_norm.default(
-                aten.flatten.using_ints(x, 1, len(sizes)), num_groups if counted else 1, *weights
-            )
-
-        return normalise
-
-    return function
-
-
-GROUPED = [
-    # (sizes that the channels are made of, groups)
-    ((3, 5), 3, "a b c -> a b·~c"),
-    ((2, 3, 5), 6, "a b c d -> a b·c·~d"),
-    ((2, 3, 5), 2, "a b c d -> a b·~c·~d"),
-    ((6, 5), 3, "a b·~c d -> a b·~c·~d"),
-    ((2, 15), 6, "a b c·d -> a b·c·~d"),
+    *(
+        Row(aten.group_norm.default, group_norm(*groups), inputs, dims, "close")
+        for groups, inputs, dims in (
+            ((1,), [(2, 7, 3)], "a ~b ~c -> a ~b ~c"),
+            ((1,), [(2, 7, 3), (7,), (7,)], "a ~b ~c, ~b, ~b -> a ~b ~c"),
+            ((7,), [(2, 7, 3), (7,)], "a b ~c, b -> a b ~c"),
+            ((2,), [(2, 12, 5)], "a b·~c ~d -> a b·~c ~d"),
+            ((6,), [(2, 12, 5), (12,)], "a b·~c ~d, b·~c -> a b·~c ~d"),
+            ((1, 1), [(2, 3, 5, 7)], "a b ~c ~d -> a b·~c ~d"),
+            ((1, 1, 2), [(2, 2, 3, 5, 7), (30,)], "a b c ~d ~e, b·c·~d -> a b·c·~d ~e"),
+            ((1, 1), [(2, 2, 3, 5, 7)], "a b ~c ~d ~e -> a b·~c·~d ~e"),
+            ((3, 1), [(2, 2, 15, 7)], "a b c·~d ~e -> a b·c·~d ~e"),
+        )
+    ),
+    Row(
+        aten.group_norm.default,  # channels put together from two parts
+        lambda x, y: aten.group_norm.default(aten.cat.default([x, y], 1), 5),
+        [(2, 6, 7), (2, 9, 7)],
+        "a b·~c ~d, a e·~c ~d -> a (b+e)·~c ~d",
+        "close",
+    ),
 ]
 
 
@@ -124,3 +126,28 @@ def test_narrowed_values_are_the_whole_ones_taken(row):
 
 def test_every_rule_has_a_row():
     assert rules_of(reductions) == {row.op for row in ROWS}
+
+
+@pytest.mark.parametrize("op", sorted(rules_of(reductions) & RESIZERS.keys(), key=str), ids=str)
+def test_sizes_are_computed_again(op):
+    assert op in set().union(*(check(row) for row in ROWS if row.op is op))
+
+
+def test_groups_that_do_not_divide_the_channels_units_are_refused_by_name():
+    found = reasons(group_norm(2), [(2, 5, 4, 7)])  # 5 · 4 channels in 2 groups
+    assert found == {"groups do not divide the channels at group_norm_default = group_norm.default"}
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (aten.sum.default, "all elements are reduced to one at sum_default = sum.default"),
+        (lambda x: aten.sum.dim_IntList(x, [0, 1]), "summed over at sum_dim_int_list = sum.dim_IntList"),
+        (lambda x: aten.max.dim(x, 1)[0], "a position is taken at max_dim = max.dim"),
+        (lambda x: aten.cumsum.default(x, 1), "summed up in order at cumsum_default = cumsum.default"),
+        (lambda x: aten.topk.default(x, 2)[0], "no rule for the operator at topk_default = topk.default"),
+        (lambda x: aten.median.default(x), "no rule for the operator at median_default = median.default"),
+    ],
+)
+def test_what_is_refused_is_refused_by_name(function, reason):
+    assert reasons(function, [(3, 5)]) == {reason}

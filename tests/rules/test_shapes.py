@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,12 @@ ROWS = [
         [(2, 3, 7, 2)],
         "a b c d -> a b·e c d",
     ),
-    Row(aten.broadcast_to.default, lambda x: aten.broadcast_to.default(x, [2, *x.shape[:1], 5]), [(3, 1)], "a 1 -> b a c"),
+    Row(
+        aten.broadcast_to.default,
+        lambda x: aten.broadcast_to.default(x, [2, *x.shape[:1], 5]),
+        [(3, 1)],
+        "a 1 -> b a c",
+    ),
     Row(aten.repeat.default, lambda x: aten.repeat.default(x, [1, 3]), [(2, 5)], "a b -> a c·b"),
     Row(aten.repeat.default, lambda x: aten.repeat.default(x, [7, 2, 1]), [(3, 5)], "a b -> c d·a b"),
     Row(aten.repeat.default, lambda x: aten.repeat.default(x, [3, 1]), [(1, 5)], "1 a -> b a"),
@@ -94,7 +101,12 @@ ROWS = [
     Row(aten.stack.default, lambda *xs: aten.stack.default(xs), [(3, 5), (3, 5)], "a b, a b -> !c a b"),
     Row(aten.stack.default, lambda *xs: aten.stack.default(xs, -1), [(3, 5)] * 3, "a b, a b, a b -> a b !c"),
     Row(aten.stack.default, lambda *xs: aten.stack.default(xs, -2), [(3, 5)] * 2, "a b, a b -> a !c b"),
-    Row(aten.view_as_real.default, lambda x, y: aten.view_as_real.default(aten.complex.default(x, y)), [(3, 5)] * 2, "a b, a b -> a b !c"),
+    Row(
+        aten.view_as_real.default,
+        lambda x, y: aten.view_as_real.default(aten.complex.default(x, y)),
+        [(3, 5)] * 2,
+        "a b, a b -> a b !c",
+    ),
     Row(
         aten.view_as_complex.default,
         lambda x: aten.view_as_complex.default(aten.reshape.default(x, [*x.shape[:-1], -1, 2])),
@@ -169,11 +181,13 @@ def regroupings(draw):
 @given(regroupings())
 def test_any_regrouping_splits_as_far_as_it_must(drawn):
     _, before, after = drawn
-    recorded = record(lambda x: aten.view.default(x, list(after)), make_inputs([before], rng := np.random.default_rng(0)))
+    recorded = record(
+        lambda x: aten.view.default(x, list(after)), make_inputs([before], rng := np.random.default_rng(0))
+    )
     axes = walk(recorded)
     # both shapes cut the elements at products of their minor sizes; an axis lies between any two of those
     ends = sorted({int(np.prod(shape[i:])) for shape in (before, after) for i in range(len(shape) + 1)})
-    want = [b // a for a, b in zip(ends, ends[1:], strict=False)][::-1]
+    want = [b // a for a, b in pairwise(ends)][::-1]
     got = [axis.size for dim in axes.dims[recorded.inputs[0].name] for axis in dim.axes() if axis.size > 1]
     assert got == want
     assert "!" not in in_letters(axes, recorded)
