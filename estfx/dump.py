@@ -15,7 +15,7 @@ __all__ = ["dump"]
 
 
 def dump(model: nn.Module, schedule: Schedule, stage_index: int, example_inputs: object = None) -> str:
-    """The narrowed graph of every kind of layer at a stage (counted from 0), before compilation."""
+    """The narrowed graph of every kind of layer at `schedule.stages[stage_index]`, before compilation."""
     if not 0 <= stage_index < len(schedule.stages):
         raise ScheduleError(
             f"stage {stage_index} was asked for, but the schedule has {len(schedule.stages)}: "
@@ -23,7 +23,7 @@ def dump(model: nn.Module, schedule: Schedule, stage_index: int, example_inputs:
         )
     stage = schedule.stages[stage_index]
     decoder = trace(model, example_inputs)
-    parts = [f"# {type(model).__name__}, stage {stage_index} from step {stage.start}"]
+    parts = [f"# {type(model).__name__}, stage {stage_index + 1} of {len(schedule.stages)}, from step {stage.start}"]
     for name, traced in decoder.traced.items():
         variant = analysed(traced)
         counts = stage_counts(schedule, variant.roles, stage)

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from estfx.capture import without_cache
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
 from estfx.mount import ATTRIBUTE, mount, unmount
-from estfx.programs import Kind, Variant, analysed
+from estfx.programs import Kind, Variant, analysed, signature_in
 from estfx.report import Report, report_of
 from estfx.runtime import Runtime
 from estfx.schedule import Schedule, Stage
@@ -163,7 +163,10 @@ def transform(
     report = report_of(decoder, variants, notes)
     _require_something(model, report)
     compiler = _compiler if compile else None
-    kinds = {name: Kind(name, variant) for name, variant in variants.items()}
+    kinds = {}
+    for name, variant in variants.items():
+        call = next(info.call for info in decoder.infos.values() if info.program == name)
+        kinds[name] = Kind(name, variant, {signature_in(variant, call): [variant]})
     layers = {name: kinds[info.program] for name, info in decoder.infos.items()}
     runtime = Runtime(schedule, seed, report, layers, compiler)
     for name, info in decoder.infos.items():

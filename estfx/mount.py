@@ -80,8 +80,7 @@ class Mount:
         indices = self.runtime.indices(self.name, program, device)
         traced = variant.traced
         inputs = [leaves[i] for i in traced.input_leaves]
-        with torch.autocast(device.type, enabled=False):  # the casts of autocast stand in the graph
-            values = program.call(*inputs, *indices, *weights)
+        values = program.call(*inputs, *indices, *weights)
         if (factor := self.runtime.update_scale) != 1.0 and variant.residuals.droppable:
             values = (torch.lerp(inputs[0], values[0], factor), *values[1:])
         return traced.pack(values)

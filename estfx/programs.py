@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from estfx.errors import TraceError
 from estfx.graphs import clone
 from estfx.passes import analysis, specialisation
 from estfx.pipeline import run_passes
-from estfx.signature import Signature
+from estfx.signature import Signature, as_in, flatten, signature_of
 from estfx.trace import TracedLayer, trace_call
 
 __all__ = ["Kind", "Program", "Variant", "resolve"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 Counts = tuple[tuple[str, int], ...]  # (role, units kept), sorted, whole ones left out
 
 
@@ -37,6 +39,13 @@ def resolve(module: nn.Module, path: str) -> torch.Tensor:
         module = getattr(module, owner)
     found: torch.Tensor = getattr(module, name)
     return found
+
+
+def in_clean_thread(function: Callable[..., T], *args: Any) -> T:
+    """Calls a function in a thread of its own, which has none of this one's grad mode, autocast, checkpointing and
+    other modes: a graph must not depend on them, nor they see what is computed to make it."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function, *args).result()
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Variant:
 
     def program(self, counts: Counts, compiler: Callable[[GraphModule], Callable[..., Any]] | None) -> Program:
         if counts not in self.programs:
-            graph = self.narrowed(counts)
+            graph = in_clean_thread(self.narrowed, counts)
             indices = tags.get(graph, tags.Indices)
             self.programs[counts] = Program(
                 graph=graph,
@@ -93,13 +102,21 @@ def analysed(traced: TracedLayer) -> Variant:
     return Variant(traced, tags.get(graph, tags.Roles), tags.get(graph, tags.Residuals))
 
 
+def signature_in(variant: Variant, call: LayerCall) -> Signature:
+    """The signature of the call that a variant was made from."""
+    leaves, spec = flatten(call.args, call.kwargs)
+    paths = [path for _, path in tags.get(variant.traced.graph, tags.Interface).weights]
+    device = next(leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor))
+    return signature_of(leaves, spec, device, tuple(resolve(call.module, path).dtype for path in paths))
+
+
 @dataclass
 class Kind:
     """Layers that run the same code on the same shapes."""
 
     name: str
-    first: Variant
-    variants: dict[Signature, list[Variant]] = field(default_factory=dict)
+    first: Variant  # as the model called the layer on the example inputs
+    variants: dict[Signature, list[Variant]]
     lock: Any = field(default_factory=threading.Lock)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kind:
@@ -119,11 +136,15 @@ class Kind:
             if known.traced.accepts(leaves):
                 return known
         with self.lock:
-            made = self._trace(signature, leaves, spec, layer)
+            made = in_clean_thread(self._trace, signature, leaves, spec, layer)
             self.variants.setdefault(signature, []).append(made)
         return made
 
     def _trace(self, signature: Signature, leaves: list[Any], spec: pytree.TreeSpec, layer: nn.Module) -> Variant:
+        with as_in(signature.autocast):
+            return self._traced(signature, leaves, spec, layer)
+
+    def _traced(self, signature: Signature, leaves: list[Any], spec: pytree.TreeSpec, layer: nn.Module) -> Variant:
         log.info("tracing %s for a new call signature: %s", self.name, signature)
         detached = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(detached, spec)

@@ -134,14 +134,14 @@ class Runtime:
         return self._indices[key]
 
     def _send(self, device: torch.device) -> None:
-        """All indices of the step for all programs that are known, in one copy to the device."""
+        """All indices of the step for all signatures that are known, in one copy to the device."""
         parts: list[np.ndarray] = []
         places: list[tuple[tuple[str, int], int, int]] = []
         position = 0
         for kind in _unique(self.layers.values()):
             names = [n for n, k in self.layers.items() if k is kind and self._running[n]]
             counts = self.counts(kind)
-            programs = [v.programs[counts] for v in kind.all_variants() if counts in v.programs]
+            programs = [variant.program(counts, self.compiler) for variant in kind.all_variants()]
             for program in programs:
                 if not program.gathers or not names:
                     continue

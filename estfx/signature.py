@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Signature", "constant_key", "flatten", "is_plain", "signature_of"]
+__all__ = ["Signature", "as_in", "constant_key", "flatten", "is_plain", "signature_of"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ def autocast_state(device_type: str) -> Hashable:
     if not torch.is_autocast_enabled(device_type):
         return "off"
     return (device_type, torch.get_autocast_dtype(device_type))
+
+
+def as_in(state: Hashable) -> AbstractContextManager[Any]:
+    """The autocast state of a signature."""
+    if not isinstance(state, tuple):
+        return nullcontext()
+    device_type, dtype = state
+    return torch.autocast(device_type, dtype=dtype)
 
 
 def is_plain(leaf: object) -> bool:

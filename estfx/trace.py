@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from estfx.graphs import has_tensor
 from estfx.own_functions import kept_functions, replace_calls
 from estfx.signature import constant_key, flatten
 
+CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 __all__ = ["Decoder", "LayerInfo", "TracedLayer", "trace", "trace_call"]
 
 
@@ -207,7 +208,7 @@ class _Bound(nn.Module):
         for i, tensor in zip(self._tensors, tensors, strict=True):
             leaves[i] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        return self.layer(*args, **kwargs)
+        return self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
 
 
 def export_layer(call: LayerCall) -> ExportedProgram:
@@ -215,18 +216,31 @@ def export_layer(call: LayerCall) -> ExportedProgram:
     leaves, spec = flatten(call.args, call.kwargs)
     tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
     shapes = [[Dim.STATIC if size == 1 else Dim.AUTO for size in tensor.shape] for tensor in tensors]
-    flags = {module: module.training for module in call.module.modules()}
     try:
-        bound = _Bound(call.module, leaves, spec).train()
-        with _export_patches(), kept_functions(), torch.enable_grad():
+        bound = _Bound(call.module, leaves, spec)
+        with _training(call.module), _export_patches(), kept_functions(), torch.enable_grad():
             return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:
         raise TraceError(
             f"layer `{call.name}` ({type(call.module).__name__}) cannot be exported as a graph: {error}"
         ) from error
+
+
+@contextmanager
+def _training(layer: nn.Module) -> Iterator[None]:
+    """Training mode, and no activation checkpointing: that goes around the program, not into it."""
+    before = {module: (module.training, vars(module).get(CHECKPOINTING)) for module in layer.modules()}
+    try:
+        for module in before:
+            module.training = True
+            if before[module][1]:
+                setattr(module, CHECKPOINTING, False)
+        yield
     finally:
-        for module, training in flags.items():
+        for module, (training, checkpointing) in before.items():
             module.training = training
+            if checkpointing:
+                setattr(module, CHECKPOINTING, checkpointing)
 
 
 def trace_call(call: LayerCall) -> TracedLayer:

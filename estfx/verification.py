@@ -73,7 +73,7 @@ def _verify_whole(variant: Variant, call: LayerCall) -> list[str]:
         given = list(leaves)
         given[call.stream_leaf] = stream
         args, kwargs = pytree.tree_unflatten(given, spec)
-        result: torch.Tensor = pytree.tree_leaves(call.module(*args, **kwargs))[call.stream_output]
+        result: torch.Tensor = pytree.tree_leaves(call.module.forward(*args, **kwargs))[call.stream_output]
         return result
 
     def graph(stream: torch.Tensor) -> torch.Tensor:

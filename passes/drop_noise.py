@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
 from estfx.graphs import arguments, has_tensor, tensor_of
@@ -100,7 +101,8 @@ def _plain_indexing(gm: GraphModule, node: Node) -> bool:
     size = tensor_of(node.args[0]).shape[at]  # type: ignore[arg-type]
     if positions.ndim != 1 or positions.dtype is torch.bool or isinstance(size, torch.SymInt) or not len(positions):
         return False
-    runs = [int(p) % size for p in positions]
+    with unset_fake_temporarily():  # the model may have been built without weights
+        runs = [int(p) % size for p in positions]
     if runs != list(range(runs[0], runs[0] + len(runs))):
         return False
     node.target = aten.slice.Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,10 +11,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from estfx import tags
-from estfx.graphs import arguments, tensor_of
+from estfx.axes import Axis, Dim, Product, Sum
+from estfx.errors import VerifyError
+from estfx.graphs import arguments, describe, tensor_of
 from estfx.pipeline import Rewrite
 
 aten = torch.ops.aten
+Runs = list[tuple[int, float]]  # (units kept next to each other, their factor)
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class ScaleContractions(Rewrite):
     before                                        after
                                                       %mul = mul(%act, 2.0)
         %down = linear(%act, %take)                   %down = linear(%mul, %take)
+
+    A sum over heads and neurons in one, `out(cat(heads, neurons))`, has a factor for each of its parts: it is split,
+    scaled and put together again.
     """
 
     needs: ClassVar = (tags.Axes, tags.Indices)
@@ -32,22 +39,45 @@ class ScaleContractions(Rewrite):
         nodes = {node.name: node for node in gm.graph.nodes}
         edits = 0
         for closing in tags.get(gm, tags.Axes).closings:
-            factor = 1.0
-            for axis in closing.dim.axes():
-                factor *= axis.size / kept.get(axis, axis.size)
-            if factor != 1.0:
-                _scale(gm, nodes[closing.node], closing.argument, factor)
+            runs = _runs(closing.dim, kept)
+            if runs is None:
+                raise VerifyError(f"{describe(nodes[closing.node])}: no factor is known for parts of {closing.dim}")
+            if any(factor != 1.0 for _, factor in runs):
+                _scale(gm, nodes[closing.node], closing, runs)
                 edits += 1
         return edits
 
 
-def _scale(gm: GraphModule, node: Node, argument: str, factor: float) -> None:
-    name, _, item = re.fullmatch(r"(\w+)(\[(\d+)\])?", argument).groups()  # type: ignore[union-attr]
+def _runs(dim: Dim, kept: Mapping[Axis, int]) -> Runs | None:
+    """Along the narrowed dimension, `total / kept` of the axes that each part is made of."""
+    if isinstance(dim, Axis):
+        size = dim.narrowed_size(kept)
+        return [(size, dim.size / size if dim in kept else 1.0)]
+    parts = [_runs(part, kept) for part in (dim.terms if isinstance(dim, Sum) else dim.factors)]
+    if isinstance(dim, Product):
+        major, *minor = parts
+        if major is None or any(runs is None or len(runs) != 1 for runs in minor):
+            return None
+        for ((length, factor),) in minor:  # type: ignore[misc]
+            major = [(n * length, f * factor) for n, f in major]
+        return major
+    merged: Runs = []
+    for part in parts:
+        if part is None:
+            return None
+        for length, factor in part:
+            if merged and merged[-1][1] == factor:
+                length += merged.pop()[0]
+            merged.append((length, factor))
+    return merged
+
+
+def _scale(gm: GraphModule, node: Node, closing: tags.Closing, runs: Runs) -> None:
+    name, _, item = re.fullmatch(r"(\w+)(\[(\d+)\])?", closing.argument).groups()  # type: ignore[union-attr]
     operand: Any = arguments(node)[name]
     operand = operand[int(item)] if item else operand
     with gm.graph.inserting_before(node):
-        scaled = gm.graph.call_function(aten.mul.Tensor, (operand, factor))
-    scaled.meta = {"val": tensor_of(operand), "stack_trace": node.meta.get("stack_trace")}
+        scaled = _scaled(gm, operand, closing.position, runs, node.meta.get("stack_trace"))
     if item:
         replaced = [scaled if i == int(item) else n for i, n in enumerate(arguments(node)[name])]
         node.args = tuple(replaced if isinstance(arg, (list, tuple)) else arg for arg in node.args)
@@ -57,3 +87,23 @@ def _scale(gm: GraphModule, node: Node, argument: str, factor: float) -> None:
             node.update_arg(position, scaled)
         else:
             node.update_kwarg(name, scaled)
+
+
+def _scaled(gm: GraphModule, operand: Node, position: int, runs: Runs, trace: str | None) -> Node:
+    def times(part: Node, factor: float) -> Node:
+        made = gm.graph.call_function(aten.mul.Tensor, (part, factor))
+        made.meta = {"val": tensor_of(part), "stack_trace": trace}
+        return made
+
+    if len(runs) == 1:
+        return times(operand, runs[0][1])
+    value, parts, start = tensor_of(operand), [], 0
+    with value.fake_mode:  # type: ignore[attr-defined]
+        for length, factor in runs:
+            part = gm.graph.call_function(aten.slice.Tensor, (operand, position, start, start + length))
+            part.meta = {"val": value.narrow(position, start, length), "stack_trace": trace}
+            parts.append(part if factor == 1.0 else times(part, factor))
+            start += length
+    whole = gm.graph.call_function(aten.cat.default, (parts, position))
+    whole.meta = {"val": value, "stack_trace": trace}
+    return whole

@@ -162,7 +162,8 @@ def stream() -> torch.Tensor:
 
 def graph_of(layer: nn.Module) -> GraphModule:
     """The graph of a layer as it comes from `trace`, before any pass."""
-    (graph,) = trace(Stack(layer), (stream(),)).programs.values()
+    dtype = next(layer.parameters()).dtype
+    (graph,) = trace(Stack(layer), (stream().to(dtype),)).programs.values()
     return graph
 
 

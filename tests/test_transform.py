@@ -190,7 +190,8 @@ def test_gradient_checkpointing_recomputes_the_same_subnetwork() -> None:
     for checkpointing in (False, True):
         model = evolving()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         model.set_step(2)
         model(input_ids=ids, labels=ids).loss.backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
@@ -210,7 +211,7 @@ def test_a_new_signature_is_traced_once_for_all_layers(caplog: pytest.LogCapture
             model.set_step(step)
             model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
             model(input_ids=tokens(length=7 + step)).logits.sum().backward()  # another length alone traces nothing
-    assert sum("new call signature" in record.message for record in caplog.records) == 2  # with the mask; the first
+    assert sum("new call signature" in record.message for record in caplog.records) == 1
 
 
 def test_a_batch_of_one_and_other_lengths() -> None:

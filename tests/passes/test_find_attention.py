@@ -1,0 +1,139 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from hand_written import (
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    Attention,
+    GroupedAttention,
+    Layer,
+    PreNorm,
+    before,
+    graph_of_function,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from estfx import tags
+from estfx.errors import VerifyError
+from estfx.passes import analysis
+from estfx.passes.find_attention import FindAttention
+from estfx.pipeline import run_passes
+from estfx.printing import graph_text
+
+
+@pytest.mark.parametrize("name", ["fused", "grouped"])
+def test_golden(name: str, golden: Callable[[str, str], None]) -> None:
+    gm = before(FindAttention, PreNorm() if name == "fused" else PreNorm(GroupedAttention()))
+    run_passes(gm, [FindAttention()])
+    golden(f"find_attention_{name}", graph_text(gm))
+
+
+def test_it_leaves_the_graph_alone() -> None:
+    gm = before(FindAttention, PreNorm())
+    code = str(gm.graph)
+    assert FindAttention().run(gm) == 1
+    assert str(gm.graph) == code
+
+
+def test_a_layer_without_attention_has_no_heads() -> None:
+    gm = run_passes(graph_of_function(lambda layer, x: x + layer.f(x)), analysis()[:4])
+    assert tags.get(gm, tags.Roles) == tags.Roles()
+
+
+def test_refusal_without_axes() -> None:
+    gm = before(FindAttention, PreNorm())
+    del gm.meta["Axes"]
+    with pytest.raises(VerifyError, match="pass find-attention needs Axes, which no pass before it has put"):
+        run_passes(gm, [FindAttention()])
+
+
+def roles_of(attention: nn.Module) -> tags.Roles:
+    return tags.get(run_passes(before(FindAttention, PreNorm(attention)), [FindAttention()]), tags.Roles)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"),
+    [(6, 6, 6), (6, 3, 3), (6, 2, 2), (6, 1, 6)],
+    ids=["multi-head", "grouped", "grouped by three", "multi-query"],
+)
+def test_whole_groups_of_heads_are_one_unit(heads: int, kv_heads: int, size: int) -> None:
+    roles = roles_of(GroupedAttention(heads, kv_heads))
+    assert [(role.name, role.axis.size) for role in roles.found] == [("heads", size)]
+    assert roles.notes == ()
+
+
+class WithTwoCores(nn.Module):
+    """Two attentions of different widths, their results added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = GroupedAttention(), Attention()
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.first(x_BTD) + self.second(x_BTD)
+
+
+def test_a_second_core_has_heads_of_its_own() -> None:
+    roles = roles_of(WithTwoCores())
+    assert [(role.name, role.axis.size) for role in roles.found] == [("heads", 3), ("heads_2", 5)]
+
+
+class NormedQueries(GroupedAttention):
+    """Queries and keys are normalised over all heads, as in OLMo2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Sequential(self.q, nn.RMSNorm(6 * HEAD_DIM))  # type: ignore[assignment]
+
+
+def test_a_statistic_over_all_heads_is_noted() -> None:
+    (role,) = roles_of(NormedQueries()).found
+    assert role.axis.size == 3
+    assert role.note == "a statistic at rms_norm is taken over the kept part"
+
+
+class Numbered(Attention):
+    """Each head is weighted by its place in order, which means nothing once heads are missing."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        batch, length, hidden = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).split(hidden, dim=2)
+        q, k, v = (y.view(batch, length, HEADS, HEAD_DIM).transpose(1, 2) for y in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).cumsum(dim=1)
+        return self.out(y.transpose(1, 2).reshape(batch, length, hidden))
+
+
+class OneHead(Attention):
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        q, k, v = (y[:, None] for y in self.qkv(x_BTD).split(HIDDEN, dim=2))
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0])
+
+
+def test_refusal_names_the_obstacle() -> None:
+    roles = roles_of(Numbered())
+    assert roles.found == ()
+    (note,) = roles.notes
+    assert note.startswith(
+        "the heads of the attention core scaled_dot_product_attention stay whole "
+        "(5: summed up in order at cumsum = cumsum.default (hand_written.py:"
+    ) or note.startswith(
+        "the heads of the attention core scaled_dot_product_attention stay whole "
+        "(5: summed up in order at cumsum = cumsum.default (test_find_attention.py:"
+    )
+
+
+def test_refusal_of_a_single_head() -> None:
+    roles = roles_of(OneHead())
+    assert roles.found == ()
+    assert roles.notes == ("the attention core scaled_dot_product_attention has a single head",)
+
+
+def test_a_softmax_that_weighs_nothing_is_no_core() -> None:
+    def function(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+        return x + layer.g(layer.f(x).softmax(dim=-1))
+
+    gm = run_passes(graph_of_function(function), analysis()[:4])
+    assert tags.get(gm, tags.Roles).found == ()

@@ -1,0 +1,121 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from hand_written import HIDDEN, NEURONS, GatedMlp, Mlp, PreNorm, before
+from torch import nn
+
+from estfx import tags
+from estfx.errors import VerifyError
+from estfx.passes.find_mlp import FindMlp
+from estfx.pipeline import run_passes
+from estfx.printing import graph_text
+
+
+@pytest.mark.parametrize("mlp", [Mlp, GatedMlp])
+def test_golden(mlp: type[nn.Module], golden: Callable[[str, str], None]) -> None:
+    gm = before(FindMlp, PreNorm(mlp=mlp()))
+    run_passes(gm, [FindMlp()])
+    golden(f"find_{mlp.__name__.lower()}", graph_text(gm))
+
+
+def test_it_leaves_the_graph_alone() -> None:
+    gm = before(FindMlp, PreNorm())
+    code = str(gm.graph)
+    assert FindMlp().run(gm) == 1
+    assert str(gm.graph) == code
+
+
+def test_it_keeps_what_find_attention_has_found() -> None:
+    gm = before(FindMlp, PreNorm())
+    heads = tags.get(gm, tags.Roles)
+    roles = tags.get(run_passes(gm, [FindMlp()]), tags.Roles)
+    assert roles.found[:-1] == heads.found
+    assert roles.cores == heads.cores
+    assert (roles.found[-1].name, roles.found[-1].axis.size) == ("neurons", NEURONS)
+
+
+def test_refusal_without_roles() -> None:
+    gm = before(FindMlp, PreNorm())
+    del gm.meta["Roles"]
+    with pytest.raises(VerifyError, match="pass find-mlp needs Roles, which no pass before it has put"):
+        run_passes(gm, [FindMlp()])
+
+
+class Sorted(Mlp):
+    """Which neuron is which is lost between the two matrices."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x_BTD).cumsum(dim=-1))
+
+
+class Normed(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(NEURONS)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down(self.norm(self.up(x_BTD)).relu())
+
+
+class Twice(Mlp):
+    """Two hidden widths in a row: only the second lies before the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(HIDDEN, 24)
+        self.up = nn.Linear(24, NEURONS)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(self.first(x_BTD).relu()).relu())
+
+
+class Double(nn.Module):
+    """Two MLPs of different widths beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Mlp(), Mlp()
+        self.two.up, self.two.down = nn.Linear(HIDDEN, 24), nn.Linear(24, HIDDEN)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.one(x_BTD) + self.two(x_BTD)
+
+
+def roles_of(mlp: nn.Module) -> tags.Roles:
+    return tags.get(run_passes(before(FindMlp, PreNorm(mlp=mlp)), [FindMlp()]), tags.Roles)
+
+
+def test_refusal_names_the_obstacle() -> None:
+    roles = roles_of(Sorted())
+    assert [role.name for role in roles.found] == ["heads"]
+    (note,) = roles.notes
+    reason = f"a dimension of {NEURONS} that closes into the stream stays whole: summed up in order at cumsum = "
+    assert note.startswith(reason)
+
+
+def test_a_norm_over_the_neurons_is_noted() -> None:
+    role = roles_of(Normed()).found[-1]
+    assert (role.name, role.axis.size) == ("neurons", NEURONS)
+    assert role.note == "a statistic at layer_norm_2 is taken over the kept part"
+
+
+def test_a_width_that_does_not_lead_into_the_stream_stays_whole() -> None:
+    roles = roles_of(Twice())
+    assert [(r.name, r.axis.size) for r in roles.found] == [("heads", 5), ("neurons", NEURONS)]
+
+
+def test_a_second_mlp_has_neurons_of_its_own() -> None:
+    roles = roles_of(Double())
+    assert [(r.name, r.axis.size) for r in roles.found[1:]] == [("neurons", NEURONS), ("neurons_2", 24)]
+    assert [r.fraction for r in roles.found] == ["heads", "neurons", "neurons"]
+
+
+def test_attention_alone_has_no_neurons() -> None:
+    class AttentionAlone(PreNorm):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            return x_BTD + self.attention(self.norm_1(x_BTD))
+
+    roles = tags.get(run_passes(before(FindMlp, AttentionAlone()), [FindMlp()]), tags.Roles)
+    assert [role.name for role in roles.found] == ["heads"]
+    assert roles.notes == ()

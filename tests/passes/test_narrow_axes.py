@@ -1,0 +1,122 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from architectures import DECODERS, build
+from hand_written import HEADS, NEURONS, GatedMlp, GroupedAttention, PreNorm, analysed, halved, stream
+from torch import nn
+
+from estfx import tags, trace
+from estfx.axes import Axis
+from estfx.errors import VerifyError
+from estfx.graphs import clone, sizes
+from estfx.passes import analysis
+from estfx.passes.narrow_axes import NarrowAxes
+from estfx.pipeline import run_passes
+from estfx.printing import graph_text
+from estfx.programs import resolve
+
+
+def pair(name: str) -> nn.Module:
+    return PreNorm() if name == "fused" else PreNorm(GroupedAttention(), GatedMlp())
+
+
+@pytest.mark.parametrize("name", ["fused", "grouped"])
+def test_golden(name: str, golden: Callable[[str, str], None]) -> None:
+    gm = analysed(pair(name))
+    golden(f"narrow_axes_{name}", graph_text(run_passes(gm, [NarrowAxes(halved(gm))])))
+
+
+def test_whole_axes_change_nothing() -> None:
+    gm = analysed(PreNorm())
+    text = graph_text(gm)
+    whole = {role.axis: role.axis.size for role in tags.get(gm, tags.Roles).found}
+    for kept in ({}, whole):
+        assert NarrowAxes(kept).run(gm) == 0
+        assert graph_text(gm) == text
+        assert tags.get(gm, tags.Indices) == tags.Indices()
+
+
+def test_the_whole_graph_stays_as_it_is_when_a_copy_is_narrowed() -> None:
+    gm = analysed(PreNorm())
+    text = graph_text(gm)
+    run_passes(clone(gm), [NarrowAxes(halved(gm))])
+    assert graph_text(gm) == text
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, 0), (-1, -1), (HEADS + 1, HEADS + 1)])
+def test_refusal_of_a_count_that_cannot_be(count: int, said: int) -> None:
+    gm = analysed(PreNorm())
+    heads = tags.get(gm, tags.Roles).found[0].axis
+    message = f"{said} heads are to be kept; there are {HEADS}, and one at least must stay"
+    with pytest.raises(VerifyError, match=message) as error:
+        run_passes(gm, [NarrowAxes({heads: count})])
+    assert error.value.__notes__ == ["in pass narrow-axes on the graph of PreNorm"]
+
+
+def test_refusal_of_an_axis_without_a_role() -> None:
+    with pytest.raises(VerifyError, match="3 of a-7:8 are to be kept, but no role was found for that axis"):
+        run_passes(analysed(PreNorm()), [NarrowAxes({Axis(-7, 8): 3})])
+
+
+def test_the_indices_say_which_weights_they_narrow() -> None:
+    gm = analysed(PreNorm())
+    indices = tags.get(run_passes(gm, [NarrowAxes(halved(gm))]), tags.Indices)
+    heads, qkv, neurons = (next(g.placeholder for g in indices.gathers if g.dim.size == n) for n in (40, 120, 56))
+    assert set(indices.weights) == {
+        ("attention.qkv.weight", 0, qkv),
+        ("attention.qkv.bias", 0, qkv),
+        ("attention.out.weight", 1, heads),
+        ("mlp.up.weight", 0, neurons),
+        ("mlp.up.bias", 0, neurons),
+        ("mlp.down.weight", 1, neurons),
+    }
+    assert sorted(indices.kept.values()) == [HEADS // 2, NEURONS // 2]
+
+
+@pytest.mark.parametrize("name", ["fused", "grouped"])
+def test_a_narrowed_graph_is_the_whole_with_the_other_units_masked_where_they_close(name: str) -> None:
+    layer = pair(name).double()
+    gm = analysed(layer)
+    kept = halved(gm)
+    narrowed = run_passes(clone(gm), [NarrowAxes(kept)])
+    rng = np.random.default_rng(0)
+    weights = [resolve(layer, path) for _, path in tags.get(gm, tags.Interface).weights]
+    units = {axis: np.sort(rng.permutation(axis.size)[:count]) for axis, count in kept.items()}
+    chosen = [torch.from_numpy(g.dim.flat_index(units)) for g in tags.get(narrowed, tags.Indices).gathers]
+    got = narrowed(stream().double(), *chosen, *weights)[0]
+    masked = {path: w.clone() for (_, path), w in zip(tags.get(gm, tags.Interface).weights, weights, strict=True)}
+    for path, axis in (("attention.out.weight", next(iter(kept))), ("mlp.down.weight", list(kept)[1])):
+        mask = torch.zeros(axis.size, masked[path].shape[1] // axis.size, dtype=torch.float64)
+        mask[torch.from_numpy(units[axis])] = 1
+        masked[path] = masked[path] * mask.reshape(-1)
+    want = gm(stream().double(), *masked.values())[0]
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_literal_that_happens_to_equal_a_size_stays() -> None:
+    """56 neurons, and a mean over 56 that has nothing to do with them: `view` must change in one place only."""
+
+    class Coincidence(PreNorm):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            batch, length, hidden = x_BTD.shape
+            tiled = x_BTD.unsqueeze(2).expand(batch, length, NEURONS, hidden).mean(dim=2)
+            return x_BTD + self.mlp(tiled)
+
+    gm = analysed(Coincidence())
+    run_passes(gm, [NarrowAxes(halved(gm))])
+    shapes = {str(node.target): sizes(node) for node in gm.graph.nodes if node.op == "call_function" and "val" in node.meta and hasattr(node.meta["val"], "shape")}
+    assert shapes["aten.expand.default"][2] == NEURONS
+    assert shapes["aten.gelu.default"][-1] == NEURONS // 2
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_architecture_narrows_to_one_unit(name: str) -> None:
+    depth = "n_layer" if "n_layer" in DECODERS[name][1] else "num_hidden_layers"
+    for gm in trace(build(name, **{depth: 1})).programs.values():
+        run_passes(gm, analysis())
+        kept = {role.axis: 1 for role in tags.get(gm, tags.Roles).found}
+        assert len(kept) == 2
+        run_passes(gm, [NarrowAxes(kept)])  # the rules of the verifier compare every shape with its axes
+        assert NarrowAxes({}).run(gm) == 0

@@ -1,0 +1,79 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from hand_written import HEAD_DIM, HEADS, HIDDEN, NEURONS, PreNorm, analysed, halved
+from torch import nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+
+from estfx import tags
+from estfx.errors import VerifyError
+from estfx.graphs import sizes
+from estfx.passes import specialisation
+from estfx.passes.narrow_axes import NarrowAxes
+from estfx.passes.scale_contractions import ScaleContractions
+from estfx.pipeline import run_passes
+from estfx.printing import graph_text
+
+aten = torch.ops.aten
+
+
+def factors(gm: GraphModule) -> list[float]:
+    """The constants by which something is multiplied."""
+    return [n.args[1] for n in gm.graph.nodes if n.target is aten.mul.Tensor and isinstance(n.args[1], float)]
+
+
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    gm = analysed(PreNorm())
+    run_passes(gm, [NarrowAxes(halved(gm))])
+    golden("scale_contractions", graph_text(run_passes(gm, [ScaleContractions()])))
+
+
+def test_a_whole_graph_stays_as_it_is() -> None:
+    gm = run_passes(analysed(PreNorm()), [NarrowAxes()])
+    text = graph_text(gm)
+    assert ScaleContractions().run(gm) == 0
+    assert graph_text(gm) == text
+
+
+def test_refusal_of_a_graph_that_was_not_narrowed() -> None:
+    with pytest.raises(VerifyError, match="pass scale-contractions needs Indices, which no pass before it has put"):
+        run_passes(analysed(PreNorm()), [ScaleContractions()])
+
+
+@pytest.mark.parametrize(("heads", "neurons"), [(1, 56), (2, 56), (5, 14), (3, 7)])
+def test_the_factor_is_total_over_kept(heads: int, neurons: int) -> None:
+    gm = analysed(PreNorm())
+    kept = dict(zip((role.axis for role in tags.get(gm, tags.Roles).found), (heads, neurons), strict=True))
+    run_passes(gm, specialisation(kept))
+    assert factors(gm) == [total / n for total, n in ((HEADS, heads), (NEURONS, neurons)) if n < total]
+
+
+class Fused(PreNorm):
+    """Attention and MLP end in one matrix: a sum over heads and neurons, as in one of the forms of PaLM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(HIDDEN + NEURONS, HIDDEN)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        batch, length, hidden = x_BTD.shape
+        y = self.norm_1(x_BTD)
+        q, k, v = self.attention.qkv(y).split(hidden, dim=2)
+        q, k, v = (z.view(batch, length, HEADS, HEAD_DIM).transpose(1, 2) for z in (q, k, v))
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, hidden)
+        return x_BTD + self.out(torch.cat([heads, F.gelu(self.mlp.up(y))], dim=-1))
+
+
+@pytest.mark.parametrize(("heads", "neurons"), [(1, 56), (5, 14), (2, 28), (1, 7)])
+def test_each_part_of_a_sum_has_its_own_factor(heads: int, neurons: int) -> None:
+    gm = analysed(Fused())
+    (head_axis, neuron_axis) = (role.axis for role in tags.get(gm, tags.Roles).found)
+    run_passes(gm, specialisation({head_axis: heads, neuron_axis: neurons}))
+    out = next(n for n in gm.graph.nodes if n.name == "linear_2")
+    if HEADS / heads == NEURONS / neurons:
+        assert out.args[0].args[1] == HEADS / heads
+        return
+    scaled = [(n.args[1], sizes(n)[-1]) if n.target is aten.mul.Tensor else (1.0, sizes(n)[-1]) for n in out.args[0].args[0]]
+    assert scaled == [(HEADS / heads, heads * HEAD_DIM), (NEURONS / neurons, neurons)]
