@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,27 +51,41 @@ def _opaque(calls: list[LayerCall]) -> Iterator[None]:
         return forward
 
     _calls[:] = calls
-    own = [call.module.__dict__.get("forward") for call in calls]  # as accelerate's hooks put it there
-    for number, call in enumerate(calls):
-        call.module.__dict__["forward"] = forward_of(number, call)
+    try:
+        with ExitStack() as stack:
+            for number, call in enumerate(calls):
+                stack.enter_context(_forward_is(call.module, forward_of(number, call)))
+            yield
+    finally:
+        _calls.clear()
+
+
+@contextmanager
+def _forward_is(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward on this one module; what stood there before, as accelerate's hooks do, comes back."""
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        for call, forward in zip(calls, own, strict=True):
-            del call.module.__dict__["forward"]
-            if forward is not None:
-                call.module.__dict__["forward"] = forward
-        _calls.clear()
+        del module.__dict__["forward"]
+        if own is not None:
+            module.__dict__["forward"] = own
 
 
 def trace_outer(
     model: nn.Module, infos: Mapping[str, LayerInfo], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> GraphModule:
-    """Exports the model with its layers as opaque calls. Sizes are those of the example inputs."""
+    """Exports the model with its layers as opaque calls, to be called like the model on the example inputs.
+
+    Sizes are those of the example inputs. A model that would fill a KV cache does not do so here.
+    """
     calls = [info.call for info in infos.values()]
+    added = {name: value for name, value in without_cache(model, kwargs).items() if name not in kwargs}
+    forward = functools.partial(model.forward, **added) if added else model.forward
     try:
-        with _opaque(calls), torch.enable_grad():
-            exported = torch.export.export(model, args, without_cache(model, kwargs), strict=False)
+        with _opaque(calls), _forward_is(model, forward), torch.enable_grad():
+            exported = torch.export.export(model, args, kwargs, strict=False)
             gm = exported.module(check_guards=False)
     except Exception as error:
         raise TraceError(

@@ -14,7 +14,6 @@ logging.getLogger("torch.__trace").disabled = True  # else pytest formats every 
 import pytest
 import torch
 
-
 torch.set_num_threads(1)  # the models are tiny, and several test processes share the cores
 
 
@@ -27,7 +26,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew instead of comparing with it")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write tests/golden anew instead of comparing with it"
+    )
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class Around(Stack):
 
 def test_how_a_layer_is_called_is_recorded() -> None:
     (call,) = capture_layers(Around(Wrapped()), stream())
-    assert call.stream_leaf == 2  # scale, x: keyword arguments flatten in the order of their call
+    assert call.stream_leaf == 1  # behind the positions
     assert isinstance(call.outputs[0], int)
     assert call.stream_output == 1
     assert call.alive == set()
@@ -151,9 +151,7 @@ def test_refusal_of_inputs_that_the_model_does_not_run_on() -> None:
     with pytest.raises(TraceError, match="`Decoder` does not run on the example inputs: ") as error:
         capture_layers(model, (torch.randn(3, 17),))
     assert error.value.__cause__ is not None
-    assert error.value.__cause__.__notes__ == [
-        "while `Decoder` ran on the example inputs of estfx, in training mode"
-    ]
+    assert error.value.__cause__.__notes__ == ["while `Decoder` ran on the example inputs of estfx, in training mode"]
     assert type(model.layers[0]) is PreNorm
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

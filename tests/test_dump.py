@@ -9,13 +9,17 @@ from estfx.dump import dump
 from estfx.errors import ScheduleError
 from estfx.schedule import Schedule, Stage
 
-SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.4, neurons=0.5, layers=0.67), Stage(start=7, heads=0.4), Stage(start=9)])
+SCHEDULE = Schedule(
+    stages=[Stage(start=0, heads=0.4, neurons=0.5, layers=0.67), Stage(start=7, heads=0.4), Stage(start=9)]
+)
 IDS = (torch.randint(101, (3, 17)),)
 
 
 def test_the_graphs_of_a_stage() -> None:
     text = dump(Decoder(PreNorm(), PreNorm(), PreNorm()), SCHEDULE, 0, IDS)
-    assert text.startswith("# Decoder, stage 1 of 3, from step 0\n# PreNorm: 3 layers (layers.0 … layers.2), 67% of them run; ")
+    assert text.startswith(
+        "# Decoder, stage 1 of 3, from step 0\n# PreNorm: 3 layers (layers.0 … layers.2), 67% of them run; "
+    )
     assert "heads 2 of 5, neurons 28 of 56\ngraph PreNorm:\n" in text
     assert re.search(r"= gelu\(%linear_2\) +f32\[b, t, 28\]", text)
     assert "mul(%reshape, 2.5)" in text

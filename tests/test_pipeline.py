@@ -112,7 +112,10 @@ def test_an_analysis_that_changes_the_graph_is_an_error(gm: GraphModule) -> None
 
 @pytest.mark.parametrize(
     ("edits", "does", "said"),
-    [(0, True, "pass claims claims 0 edits, but the graph did change"), (3, False, "3 edits, but the graph did not change")],
+    [
+        (0, True, "pass claims claims 0 edits, but the graph did change"),
+        (3, False, "3 edits, but the graph did not change"),
+    ],
 )
 def test_a_rewrite_whose_count_lies_is_an_error(gm: GraphModule, edits: int, does: bool, said: str) -> None:
     with pytest.raises(VerifyError, match=said):
@@ -173,9 +176,7 @@ def test_the_graph_is_written_after_every_pass(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(switches, "DUMP", tmp_path / "graphs")
     run_passes(graph_of(PreNorm()), analysis())
     files = sorted((tmp_path / "graphs").iterdir())
-    assert [file.name for file in files] == [
-        f"{i:03d}-PreNorm-{step.name()}.txt" for i, step in enumerate(analysis())
-    ]
+    assert [file.name for file in files] == [f"{i:03d}-PreNorm-{step.name()}.txt" for i, step in enumerate(analysis())]
     assert all(file.read_text().startswith("graph PreNorm:\n    %stream = input") for file in files)
     assert "neurons" not in files[-2].read_text()
     assert "neurons" in files[-1].read_text()

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 
-
 def run(**environment: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parent.parent)
     # no torch is needed to read switches, so the package itself is left out

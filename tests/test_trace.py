@@ -249,7 +249,9 @@ def test_refusal_of_a_layer_that_cannot_be_exported() -> None:
         def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
             return x_BTD + self.mlp(x_BTD) if x_BTD.sum() > 0 else x_BTD
 
-    with pytest.raises(TraceError, match=r"layer `layers.0` \(DependsOnValues\) cannot be exported as a graph: ") as error:
+    with pytest.raises(
+        TraceError, match=r"layer `layers.0` \(DependsOnValues\) cannot be exported as a graph: "
+    ) as error:
         trace(Stack(DependsOnValues()), stream())
     assert error.value.__cause__ is not None
 

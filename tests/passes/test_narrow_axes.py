@@ -106,7 +106,11 @@ def test_a_literal_that_happens_to_equal_a_size_stays() -> None:
 
     gm = analysed(Coincidence())
     run_passes(gm, [NarrowAxes(halved(gm))])
-    shapes = {str(node.target): sizes(node) for node in gm.graph.nodes if node.op == "call_function" and "val" in node.meta and hasattr(node.meta["val"], "shape")}
+    shapes = {
+        str(node.target): sizes(node)
+        for node in gm.graph.nodes
+        if node.op == "call_function" and "val" in node.meta and hasattr(node.meta["val"], "shape")
+    }
     assert shapes["aten.expand.default"][2] == NEURONS
     assert shapes["aten.gelu.default"][-1] == NEURONS // 2
 

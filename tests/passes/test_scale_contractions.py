@@ -75,5 +75,7 @@ def test_each_part_of_a_sum_has_its_own_factor(heads: int, neurons: int) -> None
     if HEADS / heads == NEURONS / neurons:
         assert out.args[0].args[1] == HEADS / heads
         return
-    scaled = [(n.args[1], sizes(n)[-1]) if n.target is aten.mul.Tensor else (1.0, sizes(n)[-1]) for n in out.args[0].args[0]]
+    scaled = [
+        (n.args[1], sizes(n)[-1]) if n.target is aten.mul.Tensor else (1.0, sizes(n)[-1]) for n in out.args[0].args[0]
+    ]
     assert scaled == [(HEADS / heads, heads * HEAD_DIM), (NEURONS / neurons, neurons)]

@@ -19,7 +19,7 @@ def rms_norm(count):
 
 
 def group_norm(num_groups, *dims):
-    """In `num_groups` groups, times the sizes of those dimensions; channels are all between the first and last of `x`."""
+    """In `num_groups` groups, times the sizes of `dims`; channels are all between the first and last of `x`."""
 
     def function(x, *weights):
         groups = num_groups * math.prod(x.shape[d] for d in dims)
