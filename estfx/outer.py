@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,14 @@ __all__ = ["trace_outer"]
 _calls: list[LayerCall] = []  # the layers of the export in hand, by number
 
 
+@dataclass(frozen=True)
+class _Constant:
+    value: Any
+
+
+Given = tuple[list[_Constant | None], pytree.TreeSpec]  # the leaves of a call, None for each tensor
+
+
 @torch.library.custom_op("estfx::layer", mutates_args=())
 def _layer(tensors: list[torch.Tensor], number: int) -> list[torch.Tensor]:
     """Stands for a layer while the outer graph is exported; never runs."""
@@ -38,12 +47,16 @@ def _(tensors: list[torch.Tensor], number: int) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _opaque(calls: list[LayerCall]) -> Iterator[None]:
-    """Layers become calls of the stand-in, in the structure in which the model called them."""
+def _opaque(calls: list[LayerCall]) -> Iterator[dict[int, Given]]:
+    """Layers become calls of the stand-in. Gives the arguments of each call, which need not be those of the capture:
+    while a model is exported, transformers makes every attention mask a tensor.
+    """
+    given: dict[int, Given] = {}
 
     def forward_of(number: int, call: LayerCall) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            leaves, _ = flatten(args, kwargs)
+            leaves, spec = flatten(args, kwargs)
+            given[number] = ([None if isinstance(x, torch.Tensor) else _Constant(x) for x in leaves], spec)
             values = iter(torch.ops.estfx.layer([x for x in leaves if isinstance(x, torch.Tensor)], number))
             outputs = [next(values) if isinstance(x, torch.Tensor) else x for x in call.outputs]
             return pytree.tree_unflatten(outputs, call.out_spec)
@@ -55,7 +68,7 @@ def _opaque(calls: list[LayerCall]) -> Iterator[None]:
         with ExitStack() as stack:
             for number, call in enumerate(calls):
                 stack.enter_context(_forward_is(call.module, forward_of(number, call)))
-            yield
+            yield given
     finally:
         _calls.clear()
 
@@ -84,7 +97,7 @@ def trace_outer(
     added = {name: value for name, value in without_cache(model, kwargs).items() if name not in kwargs}
     forward = functools.partial(model.forward, **added) if added else model.forward
     try:
-        with _opaque(calls), _forward_is(model, forward), torch.enable_grad():
+        with _opaque(calls) as given, _forward_is(model, forward), torch.enable_grad():
             exported = torch.export.export(model, args, kwargs, strict=False)
             gm = exported.module(check_guards=False)
     except Exception as error:
@@ -94,17 +107,18 @@ def trace_outer(
     assert isinstance(gm, GraphModule)
     for node in list(gm.graph.nodes):
         if node.target is torch.ops.estfx.layer.default:
-            _insert_layer(gm, node, calls[node.args[1]])
+            number: Any = node.args[1]
+            _insert_layer(gm, node, calls[number], given[number])
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
 
 
-def _insert_layer(gm: GraphModule, node: Node, call: LayerCall) -> None:
+def _insert_layer(gm: GraphModule, node: Node, call: LayerCall, given: Given) -> None:
     gm.add_submodule(call.name, call.module)
-    leaves, spec = flatten(call.args, call.kwargs)
+    constants, spec = given
     tensors = iter(node.args[0])  # type: ignore[arg-type]
-    args, kwargs = pytree.tree_unflatten([next(tensors) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
+    args, kwargs = pytree.tree_unflatten([next(tensors) if x is None else x.value for x in constants], spec)
     paths = [path for path, leaf in zip(_paths(call), call.outputs, strict=True) if isinstance(leaf, torch.Tensor)]
     with gm.graph.inserting_before(node):
         made = gm.graph.call_module(call.name, args, kwargs)

@@ -11,8 +11,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 logging.getLogger("torch.__trace").disabled = True  # else pytest formats every line of it: four times slower
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny, and several test processes share the cores
 

@@ -1,4 +1,4 @@
-"""Small decoders written by hand, one form of residual branch or attention each, and what tests do with their layers."""
+"""Small decoders written by hand, one form of residual branch or attention each, and what tests do with layers."""
 
 from __future__ import annotations
 

@@ -119,8 +119,8 @@ def test_what_the_model_returns_of_a_layer_is_noticed() -> None:
 def test_refusal_of_a_model_without_lists() -> None:
     model = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN))
     message = (
-        "no layers found in `Sequential`: it has no nn.ModuleList that holds modules that map a residual stream to its own "
-        "shape. Put the layers into an nn.ModuleList and let each take the stream and return it."
+        "no layers found in `Sequential`: it has no nn.ModuleList that holds modules that map a residual stream to its "
+        "own shape. Put the layers into an nn.ModuleList and let each take the stream and return it."
     )
     with pytest.raises(UnsupportedModelError) as error:
         capture_layers(model, stream())
@@ -142,7 +142,7 @@ def test_refusal_of_a_model_without_config_and_inputs() -> None:
 
 
 def test_refusal_of_example_inputs_of_another_type() -> None:
-    with pytest.raises(TraceError, match="example_inputs is a int; pass a dict, a tuple or a tensor."):
+    with pytest.raises(TraceError, match=r"example_inputs is a int; pass a dict, a tuple or a tensor\."):
         capture_layers(Decoder(PreNorm()), 5)
 
 

@@ -137,5 +137,5 @@ def test_an_index_input_that_is_missing_is_found(narrowed: GraphModule) -> None:
     gm = clone(narrowed)
     indices = tags.get(gm, tags.Indices)
     tags.put(gm, replace(indices, gathers=indices.gathers[1:]))
-    with pytest.raises(VerifyError, match="inputs stand in order: .*index_heads"):
+    with pytest.raises(VerifyError, match=r"inputs stand in order: .*index_heads"):
         verify(gm)

@@ -72,12 +72,12 @@ def own(gm: GraphModule) -> list[str]:
 
 
 FUNCTIONS = {
-    "straight through": (lambda l, x: x + l.g(StraightThrough.apply(l.f(x), 8.0)), ["StraightThrough"]),
-    "with setup_context": (lambda l, x: x + l.g(WithSetup.apply(l.f(x), 8.0)), ["WithSetup"]),
-    "two tensors": (lambda l, x: x + Swish.apply(l.f(x), l.g(x)), ["Swish"]),
-    "twice": (lambda l, x: x + StraightThrough.apply(StraightThrough.apply(l.f(x), 8.0), 4.0), ["StraightThrough"] * 2),
-    "not pointwise": (lambda l, x: x + OverRows.apply(l.f(x)), []),
-    "of different shapes": (lambda l, x: x + Swish.apply(l.f(x), l.g(x)[..., :1]), []),
+    "straight through": (lambda m, x: x + m.g(StraightThrough.apply(m.f(x), 8.0)), ["StraightThrough"]),
+    "with setup_context": (lambda m, x: x + m.g(WithSetup.apply(m.f(x), 8.0)), ["WithSetup"]),
+    "two tensors": (lambda m, x: x + Swish.apply(m.f(x), m.g(x)), ["Swish"]),
+    "twice": (lambda m, x: x + StraightThrough.apply(StraightThrough.apply(m.f(x), 8.0), 4.0), ["StraightThrough"] * 2),
+    "not pointwise": (lambda m, x: x + OverRows.apply(m.f(x)), []),
+    "of different shapes": (lambda m, x: x + Swish.apply(m.f(x), m.g(x)[..., :1]), []),
 }
 
 

@@ -167,7 +167,7 @@ def test_the_rules_are_verified_at_the_highest_level(
     if level < 2:
         run_passes(gm, [Forgets()])
     else:
-        with pytest.raises(VerifyError, match="every value has a shape: linear = linear.default") as error:
+        with pytest.raises(VerifyError, match=r"every value has a shape: linear = linear\.default") as error:
             run_passes(gm, [Forgets()])
         assert error.value.__notes__ == ["in pass forgets on the graph of Layer"]
 

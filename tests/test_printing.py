@@ -57,7 +57,7 @@ def test_kinds_of_values() -> None:
 
 
 def test_sizes_are_named_by_the_inputs_that_bring_them() -> None:
-    """The stream's are b and t, whatever number of its own the tracer gave them; sums and products of them are written out."""
+    """The stream's are b and t, whatever names the tracer gave them; sums and products of them are written out."""
 
     def function(layer: Layer, x: torch.Tensor) -> torch.Tensor:
         y = torch.cat([layer.f(x), x[:, :1]], dim=1)

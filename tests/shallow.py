@@ -1,0 +1,30 @@
+"""The architectures with a single layer, traced once for all tests."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from architectures import DECODERS, build
+from torch import nn
+from torch.fx import GraphModule
+
+from estfx import trace
+from estfx.graphs import clone
+from estfx.trace import Decoder
+
+
+def shallow(name: str, layers: int = 1, **overrides: Any) -> nn.Module:
+    depth = "n_layer" if "n_layer" in DECODERS[name][1] else "num_hidden_layers"
+    return build(name, **{depth: layers}, **overrides)
+
+
+@functools.cache
+def traced(name: str) -> Decoder:
+    return trace(shallow(name))
+
+
+def layer_graph(name: str) -> GraphModule:
+    """A copy of the layer's graph, before any pass."""
+    (graph,) = traced(name).programs.values()
+    return clone(graph)
