@@ -44,7 +44,7 @@ def default_inputs(
     model: nn.Module, batch: int = BATCH, sequence: int = SEQUENCE, limit: bool = True
 ) -> dict[str, Any]:
     """Random token ids for a transformers model, no longer than its positions; any other needs `example_inputs`."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", None)
     if not isinstance(vocabulary, int):
@@ -71,7 +71,7 @@ def call_arguments(model: nn.Module, example_inputs: object) -> tuple[tuple[Any,
         return tuple(example_inputs), {}
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
-    raise TraceError(f"example_inputs is a {type(example_inputs).__name__}; pass a dict, a tuple or a tensor.")
+    raise TraceError(f"example_inputs has the type {type(example_inputs).__name__}; pass a dict, a tuple or a tensor.")
 
 
 def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -165,27 +165,21 @@ def capture_layers(model: nn.Module, example_inputs: object = None) -> list[Laye
     kwargs = without_cache(model, kwargs)
     found: dict[str, LayerCall] = {}
     watch = _Watch()
-    open_layers: list[str] = []
 
-    def enter(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            watch.read((args, kwargs))
-            open_layers.append(name)
-
-        return hook
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch.read((args, kwargs))
 
     def leave(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            open_layers.pop()
             if name in found:
                 found[name].calls += 1
                 return
-            inputs, _ = flatten(args, kwargs)
-            outputs, spec = pytree.tree_flatten(result)
+            inputs = flatten(args, kwargs)[0]
+            outputs, out_spec = pytree.tree_flatten(result)
             stream = _stream_leaves(inputs, outputs)
             if stream is None:
                 return
-            call = LayerCall(name, module, args, dict(kwargs), stream[0], spec, outputs, stream[1])
+            call = LayerCall(name, module, args, dict(kwargs), stream[0], out_spec, outputs, stream[1])
             found[name] = call
             for position, leaf in enumerate(outputs):
                 if isinstance(leaf, torch.Tensor) and position != stream[1] and leaf is not outputs[stream[1]]:
@@ -198,7 +192,7 @@ def capture_layers(model: nn.Module, example_inputs: object = None) -> list[Laye
         reads = stack.enter_context(_recorded_reads(candidates))
         for name, module in candidates.items():
             for handle in (
-                module.register_forward_pre_hook(enter(name, module), with_kwargs=True),
+                module.register_forward_pre_hook(enter, with_kwargs=True),
                 module.register_forward_hook(leave(name, module), with_kwargs=True),
             ):
                 stack.callback(handle.remove)
@@ -231,12 +225,14 @@ def _recorded_reads(candidates: dict[str, nn.Module]) -> Iterator[dict[str, dict
     swapped: list[tuple[nn.Module, type]] = []
 
     def recording(cls: type) -> type:
+        lookup: Any = cls.__getattribute__
+
         def __getattribute__(self: nn.Module, name: str) -> Any:
             if not name.startswith("_"):
                 sink = sinks.get(id(self))
                 if sink is not None:
                     sink.add(name)
-            return cls.__getattribute__(self, name)
+            return lookup(self, name)
 
         return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__})
 

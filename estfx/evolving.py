@@ -150,7 +150,7 @@ def transform(
         )
     if is_transformed(model):
         raise EstfxError(
-            f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to transform it anew."
+            f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
         )
     decoder = trace(model, example_inputs)
     variants: dict[str, Variant] = {}

@@ -1,4 +1,4 @@
-"""Counting FLOPs, on meta tensors and uncompiled: matrix products and attention, causality ignored, forward and backward.
+"""Counting FLOPs on meta tensors: matrix products and attention, causality ignored, forward and backward.
 
 torch's own counter does the counting; on the meta device attention is made of matrix products, so none is missed
 (on the CPU the counter sees nothing of the fused operator: pytorch#195460).
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
@@ -74,7 +73,10 @@ def _cost(function: Any, weights: list[torch.Tensor]) -> Cost:
         with FlopCounterMode(display=False) as backward:
             torch.autograd.backward(leaves, [torch.ones_like(x) for x in leaves])
     return Cost(
-        forward.get_total_flops(), backward.get_total_flops(), sum(w.numel() for w in weights), sum(saved.bytes.values())
+        forward.get_total_flops(),
+        backward.get_total_flops(),
+        sum(w.numel() for w in weights),
+        sum(saved.bytes.values()),
     )
 
 
@@ -84,7 +86,7 @@ def _meta(tensor: torch.Tensor, grad: bool = False) -> torch.Tensor:
 
 
 def graph_cost(gm: GraphModule, inputs: list[torch.Tensor]) -> Cost:
-    """What a layer graph costs on a stream and sides of those shapes; its weights and indices as its placeholders say."""
+    """What a layer graph costs on a stream and sides of those shapes, with weights and indices as in its own."""
     nodes = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
     interface = tags.get(gm, tags.Interface)
     indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
@@ -115,7 +117,9 @@ def _on_meta(gm: GraphModule) -> GraphModule:
     moved = clone(gm)
     for node in moved.graph.nodes:
         if node.op == "call_function":
-            node.kwargs = {k: torch.device("meta") if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
+            node.kwargs = {
+                k: torch.device("meta") if isinstance(v, torch.device) else v for k, v in node.kwargs.items()
+            }
             node.args = pytree.tree_map(
                 lambda v: torch.device("meta") if isinstance(v, torch.device) else v,
                 node.args,

@@ -17,7 +17,7 @@ class _Take(torch.autograd.Function):
         return x.index_select(dim, index_K)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (index_K,) = ctx.saved_tensors
         # the indices are unique, so nothing has to be accumulated: 0.53 against 0.58 of a whole layer's time on 2 cores
         return grad.new_zeros(ctx.shape).index_copy(ctx.dim, index_K, grad), None, None
@@ -25,5 +25,5 @@ class _Take(torch.autograd.Function):
 
 def take(x: torch.Tensor, dim: int, index_K: torch.Tensor) -> torch.Tensor:
     """`x` at the positions `index_K` (int64, unique, in range) along `dim`; the gradient is 0 at all others."""
-    taken: torch.Tensor = _Take.apply(x, dim, index_K)
+    taken: torch.Tensor = _Take.apply(x, dim, index_K)  # type: ignore[no-untyped-call]
     return taken

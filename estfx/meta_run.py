@@ -23,7 +23,7 @@ class IntegersHaveValues(TorchDispatchMode):
     """Within it, integer and boolean meta tensors that depend on no weight can be asked for their values."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._values = WeakTensorKeyDictionary()
 
     def give(self, tensor: torch.Tensor, value: torch.Tensor) -> None:

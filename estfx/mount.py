@@ -80,9 +80,11 @@ class Mount:
         indices = self.runtime.indices(self.name, program, device)
         traced = variant.traced
         inputs = [leaves[i] for i in traced.input_leaves]
+        factor = self.runtime.update_scale if variant.residuals.droppable else 1.0
+        before = inputs[0].clone() if factor != 1.0 and variant.writes_in_place else inputs[0]
         values = program.call(*inputs, *indices, *weights)
-        if (factor := self.runtime.update_scale) != 1.0 and variant.residuals.droppable:
-            values = (torch.lerp(inputs[0], values[0], factor), *values[1:])
+        if factor != 1.0:
+            values = (torch.lerp(before, values[0], factor), *values[1:])
         return traced.pack(values)
 
 

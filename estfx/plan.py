@@ -63,7 +63,7 @@ def plan(model: nn.Module, schedule: Schedule, *, batch_size: int, seq_len: int)
     """
     if schedule.total_steps is None:
         raise ScheduleError(
-            "the schedule has no total_steps, so its last stage has no end. Give it: Schedule(..., total_steps=150_000)."
+            "the schedule has no total_steps, so its last stage has no end. Say it: Schedule(..., total_steps=150_000)."
         )
     decoder = trace(model)
     variants = {name: analysed(traced) for name, traced in decoder.traced.items()}

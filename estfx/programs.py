@@ -43,7 +43,8 @@ def resolve(module: nn.Module, path: str) -> torch.Tensor:
 
 def in_clean_thread(function: Callable[..., T], *args: Any) -> T:
     """Calls a function in a thread of its own, which has none of this one's grad mode, autocast, checkpointing and
-    other modes: a graph must not depend on them, nor they see what is computed to make it."""
+    other modes: a graph must not depend on them, nor they see what is computed to make it.
+    """
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(function, *args).result()
 
@@ -72,6 +73,12 @@ class Variant:
     roles: tags.Roles
     residuals: tags.Residuals
     programs: dict[Counts, Program] = field(default_factory=dict)
+
+    @cached_property
+    def writes_in_place(self) -> bool:
+        """Whether the graph may write into its stream."""
+        schemas = (getattr(n.target, "_schema", None) for n in self.traced.graph.graph.nodes)
+        return any(schema is not None and schema.is_mutable for schema in schemas)
 
     @property
     def axes(self) -> tags.Axes:
@@ -167,10 +174,9 @@ class Kind:
             twin = next((r for r in made.roles.found if r.axis.size == role.axis.size and r.name == role.name), None)
             if twin is None:
                 raise TraceError(
-                    f"layer kind {self.name} was called in a new way, in which its {role.name} ({role.axis.size}) cannot "
-                    f"be narrowed: {'; '.join(made.roles.notes) or 'no such axis'}. Call the model as in the example "
-                    "inputs, or pass example_inputs to transform that look like the training batches."
+                    f"layer kind {self.name} was called in a new way, in which its {role.name} ({role.axis.size}) "
+                    f"cannot be narrowed: {'; '.join(made.roles.notes) or 'no such axis'}. Call the model as in the "
+                    "example inputs, or pass example_inputs to transform that look like the training batches."
                 )
         made.roles = replace(made.roles, found=tuple(role for role in made.roles.found if role.name in sizes))
         return made
-

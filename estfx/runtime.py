@@ -40,7 +40,7 @@ def stage_counts(schedule: Schedule, roles: tags.Roles, stage: Stage) -> Counts:
 
 @dataclass
 class Runtime:
-    """The state of an evolving model. Everything that depends on the step is a pure function of (schedule, seed, step)."""
+    """The state of an evolving model. What depends on the step is a pure function of (schedule, seed, step)."""
 
     schedule: Schedule
     seed: int
@@ -83,7 +83,9 @@ class Runtime:
         names = list(self.layers)
         droppable = [name for name in names if self.layers[name].first.residuals.droppable]
         kept = kept_count(len(droppable), stage.layers) if droppable else 0
-        runs = draw_layers(seed=self.seed, step=step, num_layers=len(droppable), kept=kept) if droppable else []
+        runs: Iterable[bool] = ()
+        if droppable:
+            runs = draw_layers(seed=self.seed, step=step, num_layers=len(droppable), kept=kept)
         self._running = dict.fromkeys(names, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
         self._drawn = {name: {} for name in names}
         matrices: dict[tuple[str, int], np.ndarray] = {}

@@ -25,5 +25,6 @@ class Subnetwork:
 
     def parameters(self) -> dict[str, dict[int, torch.Tensor]]:
         """For every parameter that this step narrows, its name in `model.named_parameters()`, the kept indices by
-        dimension. Skipped layers' parameters are not listed."""
+        dimension. Skipped layers' parameters are not listed.
+        """
         return self._parameters()

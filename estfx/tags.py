@@ -1,4 +1,4 @@
-"""What one pass decides and another acts on: frozen plain data, kept in `GraphModule.meta`, without nodes or tensors."""
+"""What one pass decides and another acts on: frozen plain data in `GraphModule.meta`, without nodes or tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from torch.fx import GraphModule
 
 from estfx.axes import Axis, Dim
 
-__all__ = ["Axes", "Closing", "Core", "Gather", "Indices", "Interface", "Join", "Residuals", "Role", "Roles", "get", "put"]
+__all__ = [
+    "Axes",
+    "Closing",
+    "Core",
+    "Gather",
+    "Indices",
+    "Interface",
+    "Join",
+    "Residuals",
+    "Role",
+    "Roles",
+    "get",
+    "put",
+]
 
 T = TypeVar("T")
 
@@ -56,7 +69,7 @@ class Closing:
 
 @dataclass(frozen=True)
 class Core:
-    """An attention core: the axes that it runs over in parallel, major to minor, and those that values carry through."""
+    """An attention core: the axes that it runs over in parallel, major to minor, and those of the values."""
 
     node: str
     batch: tuple[Axis, ...]

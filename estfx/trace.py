@@ -187,7 +187,7 @@ def _canonical(layer: TracedLayer) -> Hashable:
 def _export_patches() -> AbstractContextManager[Any]:
     """Transformers' own reversible patches for code that does not export, if transformers is what the model is of."""
     try:
-        from transformers.exporters.exporter_dynamo import apply_patches
+        from transformers.exporters.exporter_dynamo import apply_patches  # type: ignore[attr-defined]
     except ImportError:
         return nullcontext()
     return apply_patches("dynamo")
@@ -270,12 +270,19 @@ def trace_call(call: LayerCall) -> TracedLayer:
         elif spec_in.kind == InputKind.CONSTANT_TENSOR:
             constants.append((node, exported.constants[str(spec_in.target)]))
         else:
-            raise TraceError(f"layer `{call.name}` takes an input of kind {spec_in.kind.name}, which estfx does not know.")
+            raise TraceError(
+                f"layer `{call.name}` takes an input of kind {spec_in.kind.name}, which estfx does not know."
+            )
     if len(users) != len(positions):
-        raise TraceError(f"layer `{call.name}` was exported with {len(users)} tensors, but called with {len(positions)}.")
+        raise TraceError(
+            f"layer `{call.name}` was exported with {len(users)} tensors, but called with {len(positions)}."
+        )
 
     # what nothing reads is left out, but never the stream
-    needed = _reaching([outputs[j] for j in given])
+    drawing = [
+        n for n in old.nodes if n.op == "call_function" and n.is_impure()
+    ]  # from the random numbers, or in place
+    needed = _reaching([*(outputs[j] for j in given), *drawing])
     stream = users[positions.index(call.stream_leaf)]
     sides = [n for n in users if n is not stream and n in needed and has_tensor(n)]
     weights = [(n, path) for n, path in weights if n in needed]
@@ -294,7 +301,7 @@ def trace_call(call: LayerCall) -> TracedLayer:
             copies[node] = graph.get_attr(name)
             copies[node].meta = dict(node.meta)
     for node in old.nodes:
-        if node.op not in ("placeholder", "output") and node not in copies:
+        if node in needed and node.op != "placeholder" and node not in copies:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     graph.output(tuple(copies[outputs[j]] for j in given))
     replace_calls(graph)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from estfx import tags
-from estfx.axes import Axis, Dim
+from estfx.axes import Axis, Dim, Sum
 from estfx.capture import LayerCall, run_quietly
 from estfx.errors import VerifyError
 from estfx.graphs import arguments, clone, has_tensor
@@ -95,7 +96,7 @@ def _values_and_gradients(function: Any, stream: torch.Tensor, weights: Tensors)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         stream = stream.detach().clone().requires_grad_()
-        value = function(stream)
+        value = function(stream.clone())  # a layer may write into its stream, which it cannot into a leaf
         wanted = [stream, *(w for w in weights if w.requires_grad)]
         grads = torch.autograd.grad(value, wanted, _direction(value), allow_unused=True)
     return [value.detach(), *(torch.zeros(()) if g is None else g for g in grads)]
@@ -159,9 +160,7 @@ def _verify_narrowed(variant: Variant, roles: list[tags.Role], inputs: tuple[Ten
     want = _values_and_gradients(
         lambda x: masked_whole(whole, units, [x, *sides, *leaf_weights])[0], inputs[0][0], leaf_weights
     )
-    got = _values_and_gradients(
-        lambda x: narrowed(x, *sides, *indices, *leaf_weights)[0], inputs[0][0], leaf_weights
-    )
+    got = _values_and_gradients(lambda x: narrowed(x, *sides, *indices, *leaf_weights)[0], inputs[0][0], leaf_weights)
     worst = worst_error(want, got)
     return "" if worst <= MASKED_TOLERANCE else f"relative error {worst:.1e} against the masked whole in float64"
 
@@ -204,6 +203,19 @@ class _Masked(torch.fx.Interpreter):
     def _index(self, dim: Dim, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(dim.flat_index(self.units)).to(device)
 
+    def _mask(self, dim: Dim) -> np.ndarray:
+        """`total / kept` at the kept positions along a dimension, 0 at the others, 1 where nothing is narrowed."""
+        if isinstance(dim, Axis):
+            mask = np.ones(dim.size)
+            if dim in self.units:
+                mask[:] = 0.0
+                mask[self.units[dim]] = dim.size / len(self.units[dim])
+            return mask
+        if isinstance(dim, Sum):
+            return np.concatenate([self._mask(term) for term in dim.terms])
+        mask = reduce(np.multiply.outer, [self._mask(factor) for factor in dim.factors])
+        return mask.reshape(-1)
+
     def run_node(self, n: Node) -> Any:
         if n.name in self.closings:
             return self._closed(n)
@@ -216,9 +228,7 @@ class _Masked(torch.fx.Interpreter):
         for closing in self.closings[node.name]:
             name, item = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", closing.argument).groups()  # type: ignore[union-attr]
             operand = a[name] if item is None else a[name][int(item)]
-            index = self._index(closing.dim, operand.device)
-            mask = operand.new_zeros(closing.dim.size)
-            mask[index] = closing.dim.size / len(index)
+            mask = torch.from_numpy(self._mask(closing.dim)).to(operand)
             shape = [1] * operand.ndim
             shape[closing.position] = -1
             masked = operand * mask.reshape(shape)
@@ -236,7 +246,7 @@ class _Masked(torch.fx.Interpreter):
             a.update(RESIZERS[node.target](Resize(self.axes, kept, lambda old, dim: old), node, a))
 
         def part(source: Node) -> torch.Tensor:
-            value = self.env[source]
+            value: torch.Tensor = self.env[source]
             for position, dim in enumerate(self.axes.dims[source.name]):
                 if self._touches(dim):
                     value = value.index_select(position, self._index(dim, value.device))

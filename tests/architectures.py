@@ -1,8 +1,7 @@
-"""Tiny random decoders of structurally different kinds. Their sizes differ from each other wherever that is possible."""
+"""Tiny random decoders of structurally different kinds. Their sizes differ from each other where they can."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ def from_transformers(model_type: str, **values: Any) -> nn.Module:
     """A model of the registry, with every dropout of its configuration off."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(model_type, **{"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, **values})
+    config = AutoConfig.for_model(
+        model_type, **{"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, **values}
+    )
     for key, value in list(vars(config).items()):
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
@@ -68,5 +69,3 @@ def build(name: str, **overrides: Any) -> nn.Module:
 
 def tokens(batch: int = 2, length: int = 19, seed: int = 0) -> torch.Tensor:
     return torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-

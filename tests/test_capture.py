@@ -142,7 +142,7 @@ def test_refusal_of_a_model_without_config_and_inputs() -> None:
 
 
 def test_refusal_of_example_inputs_of_another_type() -> None:
-    with pytest.raises(TraceError, match=r"example_inputs is a int; pass a dict, a tuple or a tensor\."):
+    with pytest.raises(TraceError, match=r"example_inputs has the type int; pass a dict, a tuple or a tensor\."):
         capture_layers(Decoder(PreNorm()), 5)
 
 

@@ -40,6 +40,7 @@ def test_one_compilation_for_each_kind_and_width_over_200_steps(name: str, monke
         want = 1 if step < 190 else 2  # the first two stages have the same widths
         assert compilations() == want, step
 
+
 def test_compiled_programs_compute_what_uncompiled_ones_do() -> None:
     ids = tokens()
     results = []

@@ -87,7 +87,9 @@ def mask_of(kept: torch.Tensor, units: int, inputs: int) -> torch.Tensor:
 
 
 @contextmanager
-def masked(model: nn.Module, name: str, subnetwork: estfx.Subnetwork, sizes: dict[str, int]) -> Iterator[dict[str, Any]]:
+def masked(
+    model: nn.Module, name: str, subnetwork: estfx.Subnetwork, sizes: dict[str, int]
+) -> Iterator[dict[str, Any]]:
     """The original model with its closing weights masked, dropped layers taken out, and statistics over kept parts."""
     heads, neurons, conv1d = CLOSING[name]
     masks: dict[str, torch.Tensor] = {}

@@ -11,10 +11,7 @@ import estfx
 from estfx.schedule import Schedule, Stage
 
 B, T = 3, 32
-HALF = Schedule(
-    stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=20, heads=0.5, neurons=0.5), Stage(start=70)],
-    total_steps=150,
-)
+HALF = Schedule.est(150)
 
 
 def test_gpt2_by_hand() -> None:

@@ -318,12 +318,14 @@ def test_a_model_in_which_nothing_can_be_narrowed_is_refused() -> None:
                 x = block(x)
             return x
 
-    with pytest.raises(estfx.UnsupportedModelError, match="nothing in the 2 layers of `Own` can be narrowed or skipped"):
+    with pytest.raises(
+        estfx.UnsupportedModelError, match="nothing in the 2 layers of `Own` can be narrowed or skipped"
+    ):
         estfx.transform(Own(), SCHEDULE, example_inputs=(torch.randn(2, 3, 6),))
 
 
 def test_what_is_no_model_and_what_is_no_schedule_are_refused() -> None:
-    with pytest.raises(estfx.UnsupportedModelError, match="takes an nn.Module, not a dict"):
+    with pytest.raises(estfx.UnsupportedModelError, match=r"takes an nn\.Module, not a dict"):
         estfx.transform({}, SCHEDULE)
     with pytest.raises(estfx.ScheduleError, match="schedule is a dict"):
         estfx.transform(build("gpt2"), {"stages": []})
