@@ -13,7 +13,7 @@ import torch
 
 from estfx.settings import Settings, SettingsError
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "environment"]
 
 _PACKAGES = ("estfx", "torch", "transformers", "accelerate", "numpy")
 
@@ -61,7 +61,7 @@ class RunFolder:
 
     def write_environment(self) -> None:
         """Writes environment.json: versions and hardware, nothing about who ran it or where."""
-        self._write_json("environment.json", _environment())
+        self._write_json("environment.json", environment())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
@@ -71,7 +71,8 @@ class RunFolder:
         (self.path / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Versions and the kind of hardware."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -35,10 +35,10 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """The optimizer's side."""
 
-    total_steps: Count = 400
+    total_steps: Count = 300
     batch_size: Count = 16  # blocks per optimizer step and device
-    learning_rate: Positive = 1e-3  # peak; linear warm-up, then a cosine to 0
-    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 40
+    learning_rate: Positive = 6e-4  # peak; linear warm-up, then a cosine to 0
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 30
     weight_decay: NotNegative = 0.1
     adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95  # at 0.999 short runs spike after the warm-up
     max_grad_norm: Positive = 1.0

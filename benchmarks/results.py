@@ -1,0 +1,34 @@
+"""Writes a benchmark's figures to `benchmarks/results/`, with the command, the versions and the kind of machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from estfx.run_folder import environment
+
+__all__ = ["write"]
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    return torch.cuda.get_device_name().replace(" ", "-").lower() if torch.cuda.is_available() else "cpu"
+
+
+def write(name: str, options: dict[str, Any], rows: dict[str, dict[str, float]]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}-{machine()}-{date.today()}.json"
+    record = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "options": options,
+        "environment": environment(),
+        "figures": rows,
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {path.relative_to(FOLDER.parent.parent)}")

@@ -1,0 +1,116 @@
+"""Seconds of the layers' forward and backward by stage, against the original's compiled layer by layer, in one run.
+
+    python benchmarks/stage_speed.py [--device cuda] [--layers 6 --width 512 --batch 8 --length 256 --repeats 9]
+
+The arms are interleaved, and each draws another subnetwork at every repeat; reported are medians of the ratios taken
+repeat by repeat. Embedding, LM head and optimizer are left out: it is the layers that are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from results import write
+from transformers import GPT2Config, GPT2Model
+
+import estfx
+from estfx.schedule import Schedule, Stage
+
+STAGES = Schedule(
+    stages=[
+        Stage(start=0, heads=0.5, neurons=0.5, layers=0.5),
+        Stage(start=1000, heads=0.5, neurons=0.5),
+        Stage(start=2000),
+    ]
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=options.layers,
+        n_embd=options.width,
+        n_head=options.heads,
+        n_positions=options.length,
+        vocab_size=256,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
+    dtype = getattr(torch, options.dtype)
+    original = GPT2Model(config).to(options.device, dtype).train()
+    evolving = estfx.transform(copy.deepcopy(original), STAGES)
+    for layer in original.h:
+        layer.compile(fullgraph=True)
+    x = torch.randn(options.batch, options.length, options.width, device=options.device, dtype=dtype)
+
+    def seconds(model: torch.nn.Module) -> float:
+        model.zero_grad(set_to_none=True)
+        synchronize(options.device)
+        start = time.perf_counter()
+        model(inputs_embeds=x).last_hidden_state.backward(x)
+        synchronize(options.device)
+        return time.perf_counter() - start
+
+    def at(first_step: int) -> Callable[[int], float]:
+        def arm(repeat: int) -> float:
+            evolving.set_step(first_step + repeat)
+            return seconds(evolving)
+
+        return arm
+
+    arms: dict[str, Callable[[int], float]] = {
+        "original, compiled": lambda repeat: seconds(original),
+        "whole": at(2000),
+        "half the heads and neurons": at(1000),
+        "and half the layers": at(0),
+    }
+    first = {name: arm(0) for name, arm in arms.items()}
+    for name in arms:
+        arms[name](1)
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for repeat in range(options.repeats):
+        for name, arm in arms.items():
+            times[name].append(arm(2 + repeat))
+    reference = times["original, compiled"]
+    rows = {}
+    for name, own in times.items():
+        ratios = sorted(a / b for a, b in zip(own, reference, strict=True))
+        rows[name] = {
+            "seconds": statistics.median(own),
+            "ratio": statistics.median(ratios),
+            "ratio_min": ratios[0],
+            "ratio_max": ratios[-1],
+            "first_call_seconds": first[name],
+        }
+        print(
+            f"{name:28s} {rows[name]['seconds']:.4f} s   {rows[name]['ratio']:.3f} of the original "
+            f"({ratios[0]:.3f} to {ratios[-1]:.3f}); first call, compilation included, {first[name]:.1f} s"
+        )
+    write("stage_speed", vars(options), rows)
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
