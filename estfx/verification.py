@@ -166,14 +166,27 @@ def _verify_narrowed(variant: Variant, roles: list[tags.Role], inputs: tuple[Ten
 
 
 def promoted(gm: GraphModule) -> GraphModule:
-    """The graph with every floating-point dtype that stands in it made float64."""
+    """The graph in float64 wherever it names a smaller type, and without dropout, whose draws depend on sizes."""
     for node in gm.graph.nodes:
+        _without_dropout(node)
         node.args = pytree.tree_map(_double_dtype, node.args, is_leaf=lambda x: isinstance(x, Node))
         node.kwargs = pytree.tree_map(_double_dtype, node.kwargs, is_leaf=lambda x: isinstance(x, Node))
         if node.op == "get_attr" and (value := getattr(gm, node.target)).is_floating_point():
             setattr(gm, node.target, value.double())
     gm.recompile()
     return gm
+
+
+def _without_dropout(node: Node) -> None:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return
+    for position, argument in enumerate(schema.arguments):
+        if argument.name == "dropout_p" or (argument.name == "p" and "dropout" in schema.name):
+            if position < len(node.args):
+                node.update_arg(position, 0.0)
+            elif argument.name in node.kwargs:
+                node.update_kwarg(argument.name, 0.0)
 
 
 def _double_dtype(value: Any) -> Any:

@@ -148,8 +148,6 @@ class Walk:
     # -- the walk ---------------------------------------------------------------------------------
 
     def run(self) -> tags.Axes:
-        import estfx.rules  # noqa: F401  # fills the tables
-
         stream = next(n for n in self.gm.graph.nodes if n.name == self.interface.stream)
         for node in self.gm.graph.nodes:
             if node.op == "output":

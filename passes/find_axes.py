@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch.fx import GraphModule
 
+import estfx.rules  # noqa: F401  # fills the tables that the walk looks into
 from estfx import tags
 from estfx.pipeline import Analysis
 from estfx.walk import Walk

@@ -26,4 +26,5 @@ def test_the_schedule_is_the_papers():
 def test_the_run_is_valid():
     config = RunConfig.load(EXAMPLES / "train.yaml").resolved()
     assert config.model.config["num_hidden_layers"] == 4
-    assert config.schedule.build(400) == Schedule.est(400)
+    steps = config.train.total_steps
+    assert config.schedule.build(steps) == Schedule.est(steps)

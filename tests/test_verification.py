@@ -62,6 +62,18 @@ def test_a_wrong_rule_is_noticed_and_its_axis_stays_whole(
     assert torch.equal(model(*example), want)
 
 
+@pytest.mark.parametrize("core", ["sdpa", "eager"])
+def test_dropout_is_no_obstacle(core: str) -> None:
+    """Its random numbers differ between widths, and say nothing about either."""
+    model = build("gpt2", attn_implementation=core)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    model = estfx.transform(model, SCHEDULE, compile=False)
+    assert {axis.role for axis in model.report.layers[0].axes} == {"heads", "neurons"}
+    assert model.report.layers[0].notes == []
+
+
 def test_an_operator_without_a_rule_pins_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(RULES, aten.roll.default)
     found = estfx.inspect(Decoder(), (torch.randn(3, 7, 12),))
