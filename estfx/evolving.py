@@ -12,13 +12,13 @@ from torch.fx import GraphModule
 
 from estfx.capture import without_cache
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
-from estfx.mount import ATTRIBUTE, mount, unmount
+from estfx.mount import mount, unmount
 from estfx.programs import Kind, Variant, analysed, signature_in
 from estfx.report import Report, report_of
 from estfx.runtime import Runtime
 from estfx.schedule import Schedule, Stage
 from estfx.subnetwork import Subnetwork
-from estfx.trace import trace
+from estfx.trace import ATTRIBUTE, trace
 from estfx.verification import verify_kind
 
 __all__ = ["EvolvingModel", "restore", "transform"]
@@ -82,8 +82,9 @@ def _evolving(cls: type[nn.Module]) -> type[nn.Module]:
     if cls not in _evolving_classes:
 
         def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self.training:
-                self.__dict__[ATTRIBUTE].require_step()
+            runtime: Runtime = self.__dict__[ATTRIBUTE]
+            if self.training and not runtime.idle:
+                runtime.require_step()
                 _refuse_attentions(self, kwargs)
                 kwargs = without_cache(self, kwargs)
             return cls.__call__(self, *args, **kwargs)

@@ -18,6 +18,7 @@ from torch import nn
 
 from estfx.programs import Kind, resolve
 from estfx.signature import flatten, is_plain, signature_of
+from estfx.trace import ATTRIBUTE
 
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Mount", "mount", "unmount"]
 
 log = logging.getLogger(__name__)
-ATTRIBUTE = "_estfx"
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Mount:
             self.idle = before
 
     def applies(self, layer: nn.Module) -> bool:
-        return layer.training and not self.idle
+        return layer.training and not self.idle and not self.runtime.idle
 
     def skips(self) -> bool:
         return not self.runtime.runs(self.name)

@@ -48,6 +48,7 @@ class Runtime:
     layers: dict[str, Kind]  # by layer name, in the order of the calls
     compiler: Callable[[GraphModule], Callable[..., Any]] | None
     step: int | None = None
+    idle: bool = False  # while the model itself is being looked at
     stage_index: int = 0
     _running: dict[str, bool] = field(default_factory=dict)
     _drawn: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # layer → role → units
@@ -132,7 +133,9 @@ class Runtime:
         key = (name, id(program))
         if key not in self._indices:  # a program made since the step was set
             drawn = {role: units[None] for role, units in self._drawn[name].items()}
-            self._indices[key] = [torch.from_numpy(i[0].copy()).to(device) for i in program.indices(drawn)]
+            self._indices[key] = [torch.from_numpy(i[0].copy()) for i in program.indices(drawn)]
+        if any(index.device != device for index in self._indices[key]):  # or a layer on another device
+            self._indices[key] = [index.to(device) for index in self._indices[key]]
         return self._indices[key]
 
     def _send(self, device: torch.device) -> None:

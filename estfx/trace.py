@@ -22,6 +22,7 @@ from estfx.graphs import has_tensor
 from estfx.own_functions import kept_functions, replace_calls
 from estfx.signature import constant_key, flatten
 
+ATTRIBUTE = "_estfx"  # where a transformed model and its layers keep what estfx adds
 CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 __all__ = ["Decoder", "LayerInfo", "TracedLayer", "trace", "trace_call"]
 
@@ -90,7 +91,8 @@ class Decoder:
         """The model with each layer as one `call_module`; made for reading, for the sizes of the example inputs."""
         from estfx.outer import trace_outer
 
-        return trace_outer(self.model, self.infos, *call_arguments(self.model, self.example_inputs))
+        with at_rest(self.model):
+            return trace_outer(self.model, self.infos, *call_arguments(self.model, self.example_inputs))
 
 
 def trace(model: nn.Module, example_inputs: object = None) -> Decoder:
@@ -99,6 +101,25 @@ def trace(model: nn.Module, example_inputs: object = None) -> Decoder:
     `example_inputs` are keyword arguments (a dict) or arguments (a tuple) of the model's forward; a transformers model
     needs none. Raises UnsupportedModelError if the model has no layers, TraceError if one cannot be exported.
     """
+    with at_rest(model):
+        return _trace(model, example_inputs)
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """A transformed model as the original that it was."""
+    runtime = vars(model).get(ATTRIBUTE)
+    if runtime is None or runtime.idle:
+        yield
+        return
+    runtime.idle = True
+    try:
+        yield
+    finally:
+        runtime.idle = False
+
+
+def _trace(model: nn.Module, example_inputs: object) -> Decoder:
     calls = capture_layers(model, example_inputs)
     traced: dict[Hashable, tuple[str, TracedLayer]] = {}
     programs: dict[str, TracedLayer] = {}

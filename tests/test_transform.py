@@ -267,6 +267,17 @@ def test_a_decoder_of_ones_own_needs_example_inputs() -> None:
     model(torch.randn(2, 5, 12)).sum().backward()
 
 
+def test_a_transformed_model_can_be_looked_at() -> None:
+    schedule = Schedule.est(150)
+    model = build("gpt2")
+    want = (estfx.inspect(model), estfx.plan(model, schedule, batch_size=2, seq_len=16), estfx.dump(model, schedule, 1))
+    model = estfx.transform(model, schedule, compile=False, verify=False)
+    got = (estfx.inspect(model), estfx.plan(model, schedule, batch_size=2, seq_len=16), estfx.dump(model, schedule, 1))
+    assert got == want
+    assert model.step is None
+    assert sum(node.op == "call_module" for node in estfx.trace(model).outer.graph.nodes) == 3
+
+
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
