@@ -47,7 +47,9 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         tokens_T = torch.from_numpy(self._tokens_NT[index].astype(np.int64))
-        return {"input_ids": tokens_T, "labels": tokens_T}  # the model shifts the labels itself
+        labels_T = tokens_T.clone()  # the model shifts them itself
+        labels_T[0] = -100  # so the first is predicted by nothing; Trainer would count it and report a loss too low
+        return {"input_ids": tokens_T, "labels": labels_T}
 
 
 def standard_library(root: str | Path | None = None) -> Corpus:

@@ -161,6 +161,8 @@ def _trainer(
 
 
 def _held_out_loss(trainer: Trainer, run: RunFolder, step: int) -> float:
+    trainer.args.dataloader_drop_last = False  # every held-out block counts; while training all batches are alike
     loss = float(trainer.evaluate()["eval_loss"])
+    trainer.args.dataloader_drop_last = True
     run.write_metrics({"kind": "eval", "step": step, "held_out_loss": loss})
     return loss

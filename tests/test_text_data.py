@@ -67,10 +67,11 @@ def test_too_little_text_is_an_error(tmp_path):
         standard_library(tmp_path)
 
 
-def test_blocks_are_consecutive_and_their_own_labels():
+def test_blocks_are_consecutive_and_their_own_labels_but_for_the_first_token():
     blocks = Blocks(np.arange(10, dtype=np.int16), seq_len=3)
     assert len(blocks) == 3
-    assert blocks[1]["input_ids"].tolist() == blocks[1]["labels"].tolist() == [3, 4, 5]
+    assert blocks[1]["input_ids"].tolist() == [3, 4, 5]
+    assert blocks[1]["labels"].tolist() == [-100, 4, 5]
     assert blocks[1]["input_ids"].dtype == torch.int64
     assert [block["input_ids"][0].item() for block in blocks] == [0, 3, 6]  # ends, as a sequence must
 
