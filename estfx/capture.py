@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from estfx.errors import TraceError, UnsupportedModelError
-from estfx.meta_run import IntegersHaveValues
+from estfx.meta_run import NumbersHaveValues
 from estfx.signature import flatten
 
 __all__ = ["LayerCall", "capture_layers", "default_inputs", "run_quietly"]
@@ -108,9 +108,9 @@ def run_quietly(model: nn.Module) -> Iterator[None]:
 
 
 def values_on_meta(model: nn.Module) -> AbstractContextManager[Any]:
-    """For a model on the meta device, what lets its code look at integers; nothing for any other."""
+    """For a model on the meta device, what lets its code look at numbers; nothing for any other."""
     on_meta = any(p.device.type == "meta" for p in model.parameters())
-    return IntegersHaveValues() if on_meta else nullcontext()
+    return NumbersHaveValues() if on_meta else nullcontext()
 
 
 class _Watch(TorchFunctionMode):

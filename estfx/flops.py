@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from estfx import tags
 from estfx.capture import default_inputs, without_cache
-from estfx.meta_run import IntegersHaveValues
+from estfx.meta_run import NumbersHaveValues
 from estfx.signature import flatten
 from estfx.trace import Decoder
 
@@ -167,7 +167,7 @@ def measure_surroundings(decoder: Decoder, batch_size: int, seq_len: int) -> Sur
     flags = {module: module.training for module in model.modules()}
     try:
         model.eval()  # mounts stay out of the way
-        with _passing_layers(decoder, seen), IntegersHaveValues():
+        with _passing_layers(decoder, seen), NumbersHaveValues():
             kwargs = without_cache(model, inputs)
             cost = _cost(lambda: functional_call(model, state, (), kwargs, tie_weights=True), outside)
     finally:
