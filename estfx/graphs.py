@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from estfx.axes import extent_of
+from estfx.algebra import extent_of
 
 __all__ = [
     "arguments",

@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 from estfx import tags
 from estfx.capture import LayerCall, run_quietly
 from estfx.errors import TraceError
+from estfx.export import TracedLayer, trace_call
 from estfx.graphs import clone
 from estfx.passes import analysis, specialisation
 from estfx.pipeline import run_passes
 from estfx.signature import Signature, as_in, flatten, signature_of
-from estfx.trace import TracedLayer, trace_call
 
 __all__ = ["Kind", "Program", "Variant", "resolve"]
 

@@ -16,7 +16,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from estfx import tags
-from estfx.axes import Algebra, Axis, Dim, Ref, extent_of
+from estfx.algebra import Algebra, Ref, extent_of
+from estfx.axes import Axis, Dim
 from estfx.graphs import arguments, describe, has_tensor, nodes_within, sizes, tensor_of
 from estfx.own_functions import is_own_function
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from estfx.axes import Algebra, Axis, Product, Sum, coarse, extent_of
+from estfx.algebra import Algebra, extent_of
+from estfx.axes import Axis, Product, Sum, coarse
 
 A, B, C, D = (Axis(i, size) for i, size in enumerate((2, 3, 5, 7)))
 

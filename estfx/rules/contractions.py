@@ -3,7 +3,7 @@
 import torch
 from torch.fx import Node
 
-from estfx.axes import Ref
+from estfx.algebra import Ref
 from estfx.graphs import sizes
 from estfx.walk import Arguments, Dims, Walk, rule
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from estfx.axes import Ref, extent_of
+from estfx.algebra import Ref, extent_of
 from estfx.graphs import describe, sizes, tensor_of
 from estfx.walk import Arguments, Dims, Resize, Walk, resizer, rule
 

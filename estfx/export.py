@@ -1,0 +1,228 @@
+"""One layer as a flat graph of ATen operators, for one call signature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from estfx import tags
+from estfx.capture import LayerCall
+from estfx.errors import TraceError
+from estfx.graphs import has_tensor
+from estfx.own_functions import kept_functions, replace_calls
+from estfx.signature import flatten
+
+CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
+__all__ = ["TracedLayer", "trace_call"]
+
+
+@dataclass(frozen=True)
+class TracedLayer:
+    """A layer as a flat graph, for one call signature."""
+
+    graph: GraphModule
+    input_leaves: tuple[int, ...]  # which leaves of (args, kwargs) become the stream and the sides
+    shapes: tuple[tuple[int | None, ...], ...]  # their sizes; None where any size will do
+    out_spec: pytree.TreeSpec
+    outputs: tuple[int | None, ...]  # for each leaf of the result, which value of the graph it is; None: not given
+    constants: tuple[Any, ...]  # leaves of the result that are no tensors
+    stream_leaf: int
+    stream_output: int
+    alive: frozenset[int]  # leaves of the result, other than the stream, that something outside the layer reads
+
+    def accepts(self, leaves: list[Any]) -> bool:
+        """Whether the sizes of these arguments are those that the graph was made for."""
+        return all(
+            all(want is None or want == size for want, size in zip(shape, leaves[i].shape, strict=True))
+            for i, shape in zip(self.input_leaves, self.shapes, strict=True)
+        )
+
+    def pack(self, values: tuple[torch.Tensor, ...]) -> Any:
+        """The graph's values in the structure that the layer itself returns."""
+        leaves = [self.constants[j] if i is None else values[i] for j, i in enumerate(self.outputs)]
+        return pytree.tree_unflatten(leaves, self.out_spec)
+
+    def skip(self, stream: torch.Tensor) -> Any:
+        """What the layer returns when it is passed over."""
+        leaves = [stream if i == 0 else self.constants[j] for j, i in enumerate(self.outputs)]
+        return pytree.tree_unflatten(leaves, self.out_spec)
+
+
+def _export_patches() -> AbstractContextManager[Any]:
+    """Transformers' own reversible patches for code that does not export, if transformers is what the model is of."""
+    try:
+        from transformers.exporters.exporter_dynamo import apply_patches  # type: ignore[attr-defined]
+    except ImportError:
+        return nullcontext()
+    return apply_patches("dynamo")
+
+
+class _Bound(nn.Module):
+    """The layer as a function of its tensor arguments alone, the others fixed."""
+
+    def __init__(self, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.layer = layer
+        self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        self._spec = spec
+
+    def forward(self, tensors: list[torch.Tensor]) -> Any:
+        leaves = list(self._leaves)
+        for i, tensor in zip(self._tensors, tensors, strict=True):
+            leaves[i] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        return self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
+
+
+def export_layer(call: LayerCall) -> ExportedProgram:
+    """torch.export of one layer in training mode; every size is left open but those that are 1, which broadcast."""
+    leaves, spec = flatten(call.args, call.kwargs)
+    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    shapes = [[Dim.STATIC if size == 1 else Dim.AUTO for size in tensor.shape] for tensor in tensors]
+    try:
+        bound = _Bound(call.module, leaves, spec)
+        with _training(call.module), _export_patches(), kept_functions(), torch.enable_grad():
+            return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
+    except Exception as error:
+        raise TraceError(
+            f"layer `{call.name}` ({type(call.module).__name__}) cannot be exported as a graph: {error}"
+        ) from error
+
+
+@contextmanager
+def _training(layer: nn.Module) -> Iterator[None]:
+    """Training mode, and no activation checkpointing: that goes around the program, not into it."""
+    before = {module: (module.training, vars(module).get(CHECKPOINTING)) for module in layer.modules()}
+    try:
+        for module in before:
+            module.training = True
+            if before[module][1]:
+                setattr(module, CHECKPOINTING, False)
+        yield
+    finally:
+        for module, (training, checkpointing) in before.items():
+            module.training = training
+            if checkpointing:
+                setattr(module, CHECKPOINTING, checkpointing)
+
+
+def trace_call(call: LayerCall) -> TracedLayer:
+    """The layer's graph: placeholders for the stream, the other tensors it is given, its parameters and buffers."""
+    exported = export_layer(call)
+    leaves, _ = flatten(call.args, call.kwargs)
+    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    old = exported.graph
+    outputs = pytree.tree_leaves(old.output_node().args[0], is_leaf=lambda x: x is None)
+    given = [
+        j
+        for j, out in enumerate(outputs)
+        if isinstance(out, Node) and has_tensor(out) and (j == call.stream_output or j in call.alive)
+    ]
+    given.sort(key=lambda j: j != call.stream_output)
+
+    users: list[Node] = []
+    weights: list[tuple[Node, str]] = []
+    constants: list[tuple[Node, torch.Tensor]] = []
+    for node, spec_in in zip(
+        [n for n in old.nodes if n.op == "placeholder"], exported.graph_signature.input_specs, strict=True
+    ):
+        if spec_in.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            weights.append((node, str(spec_in.target).removeprefix("layer.")))
+        elif spec_in.kind == InputKind.USER_INPUT:
+            users.append(node)
+        elif spec_in.kind == InputKind.CONSTANT_TENSOR:
+            constants.append((node, exported.constants[str(spec_in.target)]))
+        else:
+            raise TraceError(
+                f"layer `{call.name}` takes an input of kind {spec_in.kind.name}, which estfx does not know."
+            )
+    if len(users) != len(positions):
+        raise TraceError(
+            f"layer `{call.name}` was exported with {len(users)} tensors, but called with {len(positions)}."
+        )
+
+    # what nothing reads is left out, but never the stream
+    drawing = [
+        n for n in old.nodes if n.op == "call_function" and n.is_impure()
+    ]  # from the random numbers, or in place
+    needed = _reaching([*(outputs[j] for j in given), *drawing])
+    stream = users[positions.index(call.stream_leaf)]
+    sides = [n for n in users if n is not stream and n in needed and has_tensor(n)]
+    weights = [(n, path) for n, path in weights if n in needed]
+
+    gm = GraphModule(nn.Module(), torch.fx.Graph(), type(call.module).__name__)
+    graph = gm.graph
+    copies: dict[Node, Node] = {}
+    names = _input_names(call, [positions[users.index(n)] for n in sides])
+    wanted = ["stream", *names, *(path.replace(".", "_") for _, path in weights)]
+    for node, name in zip([stream, *sides, *(n for n, _ in weights)], wanted, strict=True):
+        copies[node] = graph.placeholder(name if name.isidentifier() else f"input_{name}")
+        copies[node].meta = dict(node.meta)
+    for number, (node, value) in enumerate(constants):
+        if node in needed:
+            gm.register_buffer(name := f"constant_{number}", value, persistent=False)
+            copies[node] = graph.get_attr(name)
+            copies[node].meta = dict(node.meta)
+    for node in old.nodes:
+        if node in needed and node.op != "placeholder" and node not in copies:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.output(tuple(copies[outputs[j]] for j in given))
+    replace_calls(graph)
+    tags.put(
+        gm,
+        tags.Interface(
+            stream=copies[stream].name,
+            sides=tuple(copies[n].name for n in sides),
+            weights=tuple((copies[n].name, path) for n, path in weights),
+            outputs=len(given),
+        ),
+    )
+    gm.recompile()
+    inputs = [stream, *sides]
+    return TracedLayer(
+        graph=gm,
+        input_leaves=tuple(positions[users.index(n)] for n in inputs),
+        shapes=tuple(tuple(None if _is_free(size) else int(size) for size in n.meta["val"].shape) for n in inputs),
+        out_spec=call.out_spec,
+        outputs=tuple(given.index(j) if j in given else None for j in range(len(outputs))),
+        constants=tuple(None if isinstance(out, (Node, torch.Tensor)) else out for out in call.outputs),
+        stream_leaf=call.stream_leaf,
+        stream_output=call.stream_output,
+        alive=frozenset(call.alive),
+    )
+
+
+def _input_names(call: LayerCall, leaves: list[int]) -> list[str]:
+    """The names of arguments, as the model gave them: `attention_mask`, `position_embeddings_0`, `argument_1`."""
+    paths = pytree.tree_flatten_with_path((call.args, call.kwargs))[0]
+    names = []
+    for leaf in leaves:
+        keys = [str(getattr(key, "key", getattr(key, "idx", ""))) for key in paths[leaf][0]]
+        names.append("_".join(keys[1:] if keys[0] == "1" else ["argument", *keys[1:]]))
+    return names
+
+
+def _is_free(size: int | torch.SymInt) -> bool:
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
+
+
+def _reaching(outputs: list[Node]) -> set[Node]:
+    """The nodes that the outputs depend on."""
+    seen: set[Node] = set()
+    todo = list(outputs)
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo.extend(node.all_input_nodes)
+    return seen
