@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from estfx.capture import without_cache
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
-from estfx.mount import mount, unmount
+from estfx.mount import is_mounted, mount, unmount
 from estfx.programs import Kind, Variant, analysed, signature_in
 from estfx.report import Report, report_of
 from estfx.runtime import Runtime
@@ -107,10 +107,6 @@ def _refuse_attentions(model: nn.Module, kwargs: dict[str, Any]) -> None:
         )
 
 
-def is_transformed(model: nn.Module) -> bool:
-    return isinstance(model, EvolvingModel)
-
-
 def transform(
     model: nn.Module,
     schedule: Schedule,
@@ -149,7 +145,7 @@ def transform(
         raise ScheduleError(
             f"schedule is a {type(schedule).__name__}; pass an estfx.Schedule, such as Schedule.est(total_steps)."
         )
-    if is_transformed(model):
+    if isinstance(model, EvolvingModel):
         raise EstfxError(
             f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
         )
@@ -181,13 +177,22 @@ def transform(
 
 def restore(model: nn.Module) -> nn.Module:
     """Undoes `transform`, and returns the model; its parameters stay as they are."""
-    if not is_transformed(model):
+    if not isinstance(model, EvolvingModel):
         raise EstfxError(f"this `{type(model).__name__}` is not transformed; there is nothing to restore.")
-    runtime: Runtime = model.__dict__.pop(ATTRIBUTE)
-    for name in runtime.layers:
-        unmount(model.get_submodule(name))
-    model.__class__ = type(model).__mro__[2]
-    return model
+    layers = [model.get_submodule(name) for name in model._runtime.layers]
+    original = next((cls for cls, made in _evolving_classes.items() if made is type(model)), None)
+    changed = [type(module).__name__ for module in layers if not is_mounted(module)]
+    if original is None or changed:
+        raise EstfxError(
+            f"the class of this `{type(model).__name__}` or of its layers was changed again after transform, as "
+            "fully_shard does it. Undo that first."
+        )
+    for layer in layers:
+        unmount(layer)
+    del model.__dict__[ATTRIBUTE]
+    plain: nn.Module = model
+    plain.__class__ = original
+    return plain
 
 
 def _compiler(graph: GraphModule) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from estfx.trace import ATTRIBUTE
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
 
-__all__ = ["Mount", "mount", "unmount"]
+__all__ = ["Mount", "is_mounted", "mount", "unmount"]
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,12 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
 def mount(layer: nn.Module, name: str, kind: Kind, runtime: Runtime) -> None:
     layer.__dict__[ATTRIBUTE] = Mount(name, kind, runtime, type(layer))
     layer.__class__ = _mounted(type(layer))
+
+
+def is_mounted(layer: nn.Module) -> bool:
+    """Whether a layer is as `mount` left it."""
+    here: Mount | None = layer.__dict__.get(ATTRIBUTE)
+    return here is not None and type(layer) is _mounted_classes.get(here.original_class)
 
 
 def unmount(layer: nn.Module) -> None:

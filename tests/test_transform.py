@@ -305,6 +305,15 @@ def test_transforming_twice_and_restoring_twice_are_refused() -> None:
         estfx.restore(model)
 
 
+def test_restoring_what_something_else_has_changed_since_is_refused() -> None:
+    model = evolving()
+    layer = model.get_submodule(model.report.layers[0].name)
+    layer.__class__ = type(type(layer).__name__, (type(layer),), {})
+    with pytest.raises(estfx.EstfxError, match="changed again after transform"):
+        estfx.restore(model)
+    assert isinstance(model, estfx.EvolvingModel)
+
+
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(estfx.UnsupportedModelError, match="no layers found in `Sequential`"):
         estfx.transform(nn.Sequential(nn.Linear(4, 4)), SCHEDULE, example_inputs=(torch.randn(2, 3, 4),))
