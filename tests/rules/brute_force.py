@@ -53,7 +53,7 @@ class Mask:
     shape: tuple[int, ...]
 
 
-Input = tuple[int, ...] | Positions | Mask
+Input = tuple[int, ...] | Positions | Mask | torch.Tensor  # the shape of random numbers; or the tensor itself
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ def make_inputs(inputs: Sequence[Input], rng: np.random.Generator) -> list[torch
         match given:
             case Positions(shape, high):
                 made.append(torch.from_numpy(rng.integers(high, size=shape)))
+            case torch.Tensor():
+                made.append(given)
             case Mask(shape):
                 made.append(torch.from_numpy(rng.random(shape) < 0.5))
             case shape:
