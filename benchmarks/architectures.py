@@ -42,6 +42,12 @@ GENERIC: dict[str, Any] = {
     "intermediate_size": 56,
     "ffn_dim": 56,
     "d_ff": 56,
+    "decoder_layers": 3,
+    "encoder_layers": 3,
+    "decoder_attention_heads": 6,
+    "encoder_attention_heads": 6,
+    "decoder_ffn_dim": 56,
+    "encoder_ffn_dim": 56,
     "moe_intermediate_size": 28,
     "num_local_experts": 4,
     "num_experts": 4,
@@ -60,16 +66,21 @@ GENERIC: dict[str, Any] = {
 }
 
 
-def tiny_config(model_type: str) -> Any:
-    """The type's configuration, made tiny, with every dropout off."""
+# Tried one after the other, until the model runs: some types want as many KV heads as heads, or no head size of ours.
+VARIANTS: tuple[dict[str, Any], ...] = ({}, {"num_key_value_heads": 6}, {"num_key_value_heads": None, "head_dim": None})
+
+
+def tiny_config(model_type: str, variant: dict[str, Any] = VARIANTS[0]) -> Any:
+    """The type's configuration, made tiny, with every dropout off. None in a variant leaves a value as it is."""
     from transformers import AutoConfig
 
+    values = {key: value for key, value in {**GENERIC, **variant}.items() if value is not None}
     default = AutoConfig.for_model(model_type)
     known = set(vars(default)) | set(getattr(default, "attribute_map", {}))
-    config = AutoConfig.for_model(model_type, **{k: v for k, v in GENERIC.items() if k in known})
+    config = AutoConfig.for_model(model_type, **{k: v for k, v in values.items() if k in known})
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if text is not config:  # a text model inside: the same values there
-        for key, value in GENERIC.items():
+        for key, value in values.items():
             if key in vars(text):
                 setattr(text, key, value)
     for each in {id(config): config, id(text): text}.values():
@@ -80,7 +91,17 @@ def tiny_config(model_type: str) -> Any:
 
 
 def examine(model_type: str) -> dict[str, Any]:
-    """Builds, transforms and trains one type; a failure is a result too."""
+    """The first variant of a type that runs; if none does, what became of the first."""
+    rows = []
+    for variant in VARIANTS:
+        rows.append(examine_variant(model_type, variant))
+        if rows[-1].get("failed") not in ("build", "transform"):
+            return rows[-1]
+    return rows[0]
+
+
+def examine_variant(model_type: str, variant: dict[str, Any]) -> dict[str, Any]:
+    """Builds, transforms and trains; a failure is a result too."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -92,7 +113,7 @@ def examine(model_type: str) -> dict[str, Any]:
     row: dict[str, Any] = {"type": model_type}
     try:
         stage = "build"
-        model = AutoModelForCausalLM.from_config(tiny_config(model_type)).train()
+        model = AutoModelForCausalLM.from_config(tiny_config(model_type, variant)).train()
         row["class"] = type(model).__name__
         stage = "transform"
         schedule = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.67)])
