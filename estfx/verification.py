@@ -137,7 +137,7 @@ def _double_inputs(variant: Variant, call: LayerCall) -> tuple[Tensors, Tensors]
     inputs = [leaves[i] for i in variant.traced.input_leaves]
     weights = [resolve(call.module, path) for _, path in tags.get(variant.traced.graph, tags.Interface).weights]
     double = [[t.detach().double() if t.is_floating_point() else t.detach() for t in ts] for ts in (inputs, weights)]
-    if "grouped_mm" in str(variant.traced.graph.graph):
+    if any(node.target is torch.ops.aten._grouped_mm.default for node in variant.traced.graph.graph.nodes):
         raise NotImplementedError("grouped matrix products do not exist in float64")
     return double[0], double[1]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import gcd, prod
@@ -155,9 +154,10 @@ class _Narrowing:
         if dim not in self.gathers:
             roles = dict.fromkeys(self.names.get(axis, "axis") for axis in dim.axes() if axis in self.kept)
             name = "_".join(["index", *roles])
-            same = sum(re.fullmatch(rf"{name}(_\d+)?", g.placeholder) is not None for g in self.gathers.values())
+            taken = {gather.placeholder for gather in self.gathers.values()}  # neurons_2 is the name of a role, too
+            names = (name, *(f"{name}_{number}" for number in range(2, len(taken) + 3)))
             with graph.inserting_after(self.last_side):
-                node = graph.placeholder(f"{name}_{same + 1}" if same else name)
+                node = graph.placeholder(next(each for each in names if each not in taken))
             length = dim.narrowed_size(self.kept)
             mode = next(n.meta["val"] for n in graph.nodes if has_tensor(n)).fake_mode
             with mode:

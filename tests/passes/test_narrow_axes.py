@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import DECODERS
-from hand_written import HEADS, NEURONS, GatedMlp, GroupedAttention, PreNorm, analysed, halved, stream
+from hand_written import HEADS, HIDDEN, NEURONS, GatedMlp, GroupedAttention, PreNorm, analysed, halved, stream
 from shallow import layer_graph
 from torch import nn
 
@@ -94,6 +94,29 @@ def test_a_narrowed_graph_is_the_whole_with_the_other_units_masked_where_they_cl
         masked[path] = masked[path] * mask.reshape(-1)
     want = gm(stream().double(), *masked.values())[0]
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+class TwoFusedGates(nn.Module):
+    """Two gated MLPs of one width, each with its gate and its inner part in one projection: two indices for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ups = nn.ModuleList(nn.Linear(HIDDEN, 2 * NEURONS) for _ in range(2))
+        self.downs = nn.ModuleList(nn.Linear(NEURONS, HIDDEN) for _ in range(2))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        for up, down in zip(self.ups, self.downs, strict=True):
+            inner, gate = up(x_BTD).chunk(2, -1)
+            x_BTD = x_BTD + down(inner * torch.sigmoid(gate))
+        return x_BTD
+
+
+def test_every_index_has_a_name_of_its_own() -> None:
+    gm = analysed(TwoFusedGates())
+    assert [role.name for role in tags.get(gm, tags.Roles).found] == ["neurons", "neurons_2"]
+    narrowed = run_passes(clone(gm), [NarrowAxes(halved(gm))])
+    names = [gather.placeholder for gather in tags.get(narrowed, tags.Indices).gathers]
+    assert len(names) == len(set(names)) == 4
 
 
 def test_a_literal_that_happens_to_equal_a_size_stays() -> None:
