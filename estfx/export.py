@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from estfx.capture import LayerCall
 from estfx.errors import TraceError
 from estfx.graphs import has_tensor
 from estfx.own_functions import kept_functions, replace_calls
+from estfx.regions import inline_regions
 from estfx.signature import flatten
 
 CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
@@ -119,6 +121,7 @@ def _training(layer: nn.Module) -> Iterator[None]:
 def trace_call(call: LayerCall) -> TracedLayer:
     """The layer's graph: placeholders for the stream, the other tensors it is given, its parameters and buffers."""
     exported = export_layer(call)
+    inline_regions(exported.graph_module)
     leaves, _ = flatten(call.args, call.kwargs)
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     old = exported.graph
@@ -176,6 +179,8 @@ def trace_call(call: LayerCall) -> TracedLayer:
     for node in old.nodes:
         if node in needed and node.op != "placeholder" and node not in copies:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
+            if node.op == "get_attr":  # a tensor, or the body of a loop or a branch
+                setattr(gm, str(node.target), attrgetter(str(node.target))(exported.graph_module))
     graph.output(tuple(copies[outputs[j]] for j in given))
     replace_calls(graph)
     tags.put(

@@ -68,7 +68,12 @@ def canonical(layer: TracedLayer) -> Hashable:
     for node in layer.graph.graph.nodes:
         shape = tuple(node.meta["val"].shape) if has_tensor(node) else None
         target = node.target if node.op == "call_function" else node.op
-        constant = getattr(layer.graph, node.target).tolist() if node.op == "get_attr" else None
+        constant = _constant(getattr(layer.graph, node.target)) if node.op == "get_attr" else None
         args = torch.fx.map_arg((node.args, node.kwargs), lambda n: numbers[n])
         lines.append(f"{target} {args} {shape} {constant}")
     return ("\n".join(lines), str(layer.out_spec), layer.outputs, layer.input_leaves, layer.stream_leaf)
+
+
+def _constant(value: object) -> object:
+    """A constant tensor, or the body of a loop or a branch, as text would show it."""
+    return value.tolist() if isinstance(value, torch.Tensor) else getattr(value, "code", value)

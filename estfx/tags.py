@@ -85,9 +85,13 @@ class Axes:
     pins: Mapping[Axis, tuple[str, ...]]  # axes that must stay whole, and why
     closings: tuple[Closing, ...]
     coupled: Mapping[Axis, tuple[str, ...]]  # axes over which a statistic is taken, and where
+    mixing: frozenset[str] = frozenset()  # operators that bring positions of the sequence together
 
-    def obstacle(self, axis: Axis) -> str:
-        """Why an axis may not be made smaller, in words, or an empty string."""
+    def obstacle(self, axis: Axis, inner: bool = False) -> str:
+        """Why an axis may not be made smaller, in words, or an empty string.
+
+        With `inner`, contractions with weights may sum over it on other ways than the one into the stream.
+        """
         if axis in self.pins:
             return self.pins[axis][0]
         if axis.dynamic:  # as a batch or a sequence is
@@ -95,6 +99,8 @@ class Axes:
         closings = [c for c in self.closings if axis in c.dim.axes()]
         if not closings:
             return "no contraction sums over it"
+        if inner and any(c.to_stream for c in closings):
+            closings = [c for c in closings if c.to_stream or c.node in self.mixing]
         if not all(c.to_stream for c in closings):
             return "a contraction that sums over it does not lead back into the residual stream"
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from estfx import tags
 from estfx.algebra import Algebra, Ref, extent_of
 from estfx.axes import Axis, Dim
 from estfx.graphs import arguments, describe, has_tensor, nodes_within, sizes, tensor_of
+from estfx.memory import memory_of, writes
 from estfx.own_functions import is_own_function
 
 __all__ = ["RESIZERS", "RULES", "Arguments", "Dims", "Resize", "Walk", "resizer", "rule"]
@@ -69,6 +70,8 @@ class Walk:
         self.closings: list[_Closing] = []
         self.couplings: list[tuple[Ref, Node]] = []
         self.from_stream: set[Node] = set()
+        self.carriers: set[Node] = set()  # of numbers from the stream; what only depends on positions is none
+        self.mixing: list[tuple[Node, Ref | None]] = []
 
     # -- for rules --------------------------------------------------------------------------------
 
@@ -146,6 +149,10 @@ class Walk:
         """`node` takes a statistic over these dimensions."""
         self.couplings.extend((ref, node) for ref in refs)
 
+    def mix(self, node: Node, over: Ref | None = None) -> None:
+        """`node` brings positions of the sequence together; with `over`, only if that dimension counts positions."""
+        self.mixing.append((node, over))
+
     # -- the walk ---------------------------------------------------------------------------------
 
     def run(self) -> tags.Axes:
@@ -155,6 +162,8 @@ class Walk:
                 continue
             if node is stream or any(source in self.from_stream for source in node.all_input_nodes):
                 self.from_stream.add(node)
+            if node is stream or (_has_numbers(node) and any(n in self.carriers for n in node.all_input_nodes)):
+                self.carriers.add(node)
             self.dims[node] = self._visit(node)
         self.pin("it is a dimension of the residual stream", *self.of(stream))
         outputs: Sequence[Node] = self.gm.graph.output_node().args[0]  # type: ignore[assignment]
@@ -169,8 +178,7 @@ class Walk:
             dims = self.dims[node.args[0]]  # type: ignore[index]
             return dims[node.args[1]] if isinstance(dims, list) else ()  # type: ignore[index]
         found = RULES.get(node.target)
-        schema = getattr(node.target, "_schema", None)  # a function in Python has none
-        if found is None and schema is not None and schema.is_mutable:
+        if writes(node) and not self._written(node):
             return self.pin_all(node, f"a value is changed in place at {describe(node)}")
         if not has_tensor(node) and not isinstance(node.meta.get("val"), (list, tuple)):
             return ()  # a size
@@ -189,6 +197,17 @@ class Walk:
             assert got == want, f"the rule for {describe(node)} gives {got}, the operator {want}"
         return dims
 
+    def _written(self, node: Node) -> bool:
+        """Notes what an operator in place writes to; False unless that is a value of the graph's own."""
+        base = memory_of(node)
+        if base is None or base.op != "call_function":
+            return False
+        if node in self.from_stream:
+            self.from_stream.add(base)
+        if node in self.carriers:
+            self.carriers.add(base)
+        return True
+
     def _result(self, stream: Node) -> tags.Axes:
         resolve = self.algebra.resolve
         cache: dict[Ref, Dim] = {}
@@ -200,6 +219,7 @@ class Walk:
             return cache[ref]
 
         hidden = set(dim(self.of(stream)[-1]).axes())
+        positions = {axis for ref in self.of(stream)[:-1] for axis in dim(ref).axes()}
         coupled: dict[Axis, dict[str, None]] = {}
         for ref, node in self.couplings:
             for axis in dim(ref).axes():
@@ -218,7 +238,17 @@ class Walk:
                 for c in self.closings
             ),
             coupled={axis: tuple(names) for axis, names in coupled.items()},
+            mixing=frozenset(
+                node.name for node, over in self.mixing if over is None or positions.intersection(dim(over).axes())
+            ),
         )
+
+
+def _has_numbers(node: Node) -> bool:
+    """Whether the value is one of real or complex numbers, or a list with one in it."""
+    value = node.meta.get("val")
+    tensors = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, torch.Tensor)]
+    return any(v.is_floating_point() or v.is_complex() for v in tensors)
 
 
 @dataclass
@@ -228,9 +258,13 @@ class Resize:
     axes: tags.Axes
     kept: Mapping[Axis, int]
     materialise: Callable[[Any, Dim], Any]  # the size of a dimension with a dynamic part, from what it was
+    born: Mapping[Node, str] = field(
+        default_factory=dict
+    )  # the values that stand for others now, of which they are part
 
     def dims(self, node: Node) -> tuple[Dim, ...]:
-        return self.axes.dims[node.name]
+        """What the dimensions were made of before anything was narrowed."""
+        return self.axes.dims[self.born.get(node, node.name)]
 
     def changes(self, dim: Dim) -> bool:
         return any(axis in self.kept for axis in dim.axes())

@@ -6,6 +6,7 @@ from estfx.axes import Axis
 from estfx.passes.drop_noise import DropNoise
 from estfx.passes.find_attention import FindAttention
 from estfx.passes.find_axes import FindAxes
+from estfx.passes.find_channels import FindChannels
 from estfx.passes.find_mlp import FindMlp
 from estfx.passes.find_residuals import FindResiduals
 from estfx.passes.narrow_axes import NarrowAxes
@@ -21,7 +22,8 @@ def analysis() -> tuple[Pass, ...]:
         FindResiduals(),  # puts Residuals
         FindAxes(),  # puts Axes on every value
         FindAttention(),  # puts Roles with the heads; needs Axes
-        FindMlp(),  # adds the neurons to Roles: what is left; needs the cores
+        FindChannels(),  # adds the channels of other mixers to Roles
+        FindMlp(),  # adds the neurons: what is left; needs the cores
     )
 
 

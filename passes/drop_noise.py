@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
 from estfx.graphs import arguments, has_tensor, tensor_of
+from estfx.memory import CASTS, is_view, writes
 from estfx.pipeline import Rewrite
 
 aten = torch.ops.aten
@@ -22,7 +22,6 @@ ASSERTIONS = {
     aten.sym_constrain_range_for_size.default,
     torch._check,
 }
-CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default}
 COMPARISONS = {  # their plain forms give booleans
     overload
     for name in ("eq_", "ne_", "lt_", "le_", "gt_", "ge_")
@@ -112,15 +111,15 @@ def _plain_indexing(gm: GraphModule, node: Node) -> bool:
 
 def _functional(gm: GraphModule, node: Node) -> bool:
     """An operator in place on a value of its own, with which nothing else shares memory, is the plain operator."""
-    if not _writes(node) or not node.args or not has_tensor(mutated := node.args[0]):
+    if not writes(node) or not node.args or not has_tensor(mutated := node.args[0]):
         return False
     assert isinstance(mutated, Node)
     assert isinstance(node.target, torch._ops.OpOverload)
     name = node.target._schema.name.removeprefix("aten::").removesuffix("_")
     plain = getattr(getattr(aten, name, None), node.target._overloadname, None)
-    if plain is None or mutated.op != "call_function" or _is_view(mutated):
+    if plain is None or mutated.op != "call_function" or is_view(mutated):
         return False
-    if any(user is not node and (_is_view(user) or _writes(user)) for user in mutated.users):
+    if any(user is not node and (is_view(user) or writes(user)) for user in mutated.users):
         return False
     if not _keeps_dtype(node, mutated):
         return False
@@ -137,27 +136,9 @@ def _keeps_dtype(node: Node, mutated: Node) -> bool:
     return node.target not in COMPARISONS and all(torch.promote_types(dtype, x.dtype) == dtype for x in operands)
 
 
-def _writes(node: Node) -> bool:
-    """Whether it is an operator in place; `detach_` writes nothing."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target is aten.detach_.default:
-        return False
-    return bool(node.target._schema.is_mutable)
-
-
-def _is_view(node: Node) -> bool:
-    """Whether the node's value shares memory with that of another node."""
-    if node.target is operator.getitem:
-        return True
-    if node.target in CASTS:
-        before, after = tensor_of(node.args[0]), tensor_of(node)  # type: ignore[arg-type]
-        return before.dtype == after.dtype and before.device == after.device
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(result.alias_info is not None for result in schema.returns)
-
-
 def _is_written(node: Node) -> bool:
     """Whether an operator in place reaches the memory of the node's value."""
-    return any(_writes(user) or (_is_view(user) and _is_written(user)) for user in node.users)
+    return any(writes(user) or (is_view(user) and _is_written(user)) for user in node.users)
 
 
 EDITS: tuple[Callable[[GraphModule, Node], bool], ...] = (

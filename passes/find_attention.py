@@ -59,7 +59,7 @@ class FindAttention(Analysis):
             free = [axis for axis in candidates if not axes.obstacle(axis)]
             if free:
                 name = "heads" if not found else f"heads_{len(found) + 1}"
-                found.append(tags.Role(name, free[0], _coupling_note(axes, free[0])))
+                found.append(tags.Role(name, free[0], coupling_note(axes, free[0])))
             elif candidates:
                 reasons = "; ".join(f"{axis.size}: {axes.obstacle(axis)}" for axis in candidates)
                 notes.append(f"the heads of the attention core {core.node} stay whole ({reasons})")
@@ -69,7 +69,7 @@ class FindAttention(Analysis):
         return len(found)
 
 
-def _coupling_note(axes: tags.Axes, axis: Axis) -> str:
+def coupling_note(axes: tags.Axes, axis: Axis) -> str:
     where = axes.coupled.get(axis, ())
     return f"a statistic at {', '.join(where)} is taken over the kept part" if where else ""
 

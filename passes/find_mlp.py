@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from estfx import tags
 from estfx.axes import Axis
 from estfx.graphs import has_tensor
-from estfx.passes.find_attention import _coupling_note
+from estfx.passes.find_attention import coupling_note
 from estfx.pipeline import Analysis
 
 
@@ -41,7 +41,7 @@ class FindMlp(Analysis):
             obstacle = axes.obstacle(axis)
             if not obstacle:
                 name = "neurons" if not found else f"neurons_{len(found) + 1}"
-                found.append(tags.Role(name, axis, _coupling_note(axes, axis)))
+                found.append(tags.Role(name, axis, coupling_note(axes, axis)))
             elif not axis.dynamic and any(c.to_stream and axis in c.dim.axes() for c in axes.closings):
                 notes.append(f"a dimension of {axis.size} that closes into the stream stays whole: {obstacle}")
         tags.put(gm, replace(roles, found=(*roles.found, *found), notes=(*roles.notes, *notes)))

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from estfx import tags
 from estfx.graphs import describe, has_tensor, tensor_of
+from estfx.memory import memory_of, writes
 from estfx.pipeline import Analysis
 
 aten = torch.ops.aten
@@ -28,6 +29,8 @@ IDENTITIES = {
 }
 RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 SCALINGS = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
+NORMS = {aten.layer_norm.default, aten.rms_norm.default}
+AFFINE = {*SCALINGS, *ADD, aten.sub.Tensor}
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class FindResiduals(Analysis):
 
     The fork is the last value through which everything that flows from the stream into the `add` must pass, its
     immediate dominator. One operand must lead back to it through nothing but identities (dtype, dropout, a constant
-    factor) and other joins. A layer whose output leads back to its stream in the same way may be passed over; `reason`
-    says why another may not.
+    factor), norms of the stream itself (post-norm layers), and other joins. A norm is one operator, or what multiplies
+    and shifts the stream by weights and by one number a position. A layer whose output leads back to its stream in this
+    way may be passed over; `reason` says why another may not.
     """
 
     puts: ClassVar = (tags.Residuals,)
@@ -72,13 +76,18 @@ class FindResiduals(Analysis):
 
 
 def _flow(gm: GraphModule, stream: Node) -> nx.DiGraph[Node]:
-    """The part of the graph that depends on the stream, an edge for each use."""
+    """The part of the graph that depends on the stream, an edge for each use, and for each use of what was written."""
     flow: nx.DiGraph[Node] = nx.DiGraph()
     flow.add_node(stream)
+    written: dict[Node | None, list[Node]] = {}  # by memory, what wrote to it
     for node in gm.graph.nodes:
+        if not has_tensor(node) and not isinstance(node.meta.get("val"), (list, tuple)):
+            continue
         for source in node.all_input_nodes:
-            if source in flow and (has_tensor(node) or isinstance(node.meta.get("val"), (list, tuple))):
-                flow.add_edge(source, node)
+            reached = [source, *written.get(memory_of(source), ())]
+            flow.add_edges_from((each, node) for each in reached if each in flow and each is not node)
+        if writes(node) and node in flow:
+            written.setdefault(memory_of(node), []).append(node)
     return flow
 
 
@@ -97,6 +106,23 @@ def _identity_source(node: Node) -> Node | None:
     return None
 
 
+def _norm_source(node: Node, flow: nx.DiGraph[Node]) -> Node | None:
+    """What the node gives normalised, scaled or shifted, the same for each position or by one number for each."""
+    if node.target in NORMS:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        return source if source in flow else None
+    operands = [n for n in node.args[:2] if has_tensor(n)]
+    if node.target not in AFFINE or node not in flow:
+        return None
+    whole = [n for n in operands if n in flow and str(tensor_of(n).shape) == str(tensor_of(node).shape)]  # type: ignore[arg-type]
+    if len(whole) != 1:
+        return None
+    others = [n for n in operands if n is not whole[0]]
+    passes = all(n not in flow or tensor_of(n).shape[-1:] == (1,) for n in others)  # type: ignore[arg-type]
+    return whole[0] if passes else None  # type: ignore[return-value]
+
+
 def _passes_on(node: Node, fork: Node) -> bool:
     """Whether identities alone lead back from the node to the fork."""
     while node is not fork:
@@ -111,7 +137,8 @@ def _walk_back(
 ) -> Node:
     """Follows identities and joins from `node` towards the stream, noting the joins; returns where it had to stop."""
     while node is not stream:
-        if (source := _identity_source(node)) is not None:
+        source = _identity_source(node) or _norm_source(node, flow)
+        if source is not None:
             node = source
             continue
         if node.target not in ADD or node not in flow:
@@ -142,7 +169,8 @@ def _leads_back(
     node: Node, fork: Node, flow: nx.DiGraph[Node], dominators: dict[Node, Node], inner: dict[Node, tags.Join]
 ) -> bool:
     while node is not fork:
-        if (source := _identity_source(node)) is not None:
+        source = _identity_source(node) or _norm_source(node, flow)
+        if source is not None:
             node = source
         elif node.target in ADD and node in flow:
             stop = _walk_back(node, fork, flow, dominators, inner)

@@ -65,6 +65,7 @@ class _Narrowing:
     gm: GraphModule
     kept: Mapping[Axis, int]
     gathers: dict[Dim, tags.Gather] = field(default_factory=dict)
+    born: dict[Node, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.axes = tags.get(self.gm, tags.Axes)
@@ -80,7 +81,7 @@ class _Narrowing:
 
     def run(self) -> int:
         edits = 0
-        resize = Resize(self.axes, self.kept, self._materialise)
+        resize = Resize(self.axes, self.kept, self._materialise, self.born)
         for node in list(self.gm.graph.nodes):
             if node.op == "output" or not self._concerns(node, resize):
                 continue
@@ -121,6 +122,7 @@ class _Narrowing:
                 index = new[0].args[2]
                 assert isinstance(index, Node)
                 self.narrowed.append((self.weights[node.name], position, index.name))
+        self.born[value] = node.name
         node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in taken)
         return len(taken)
 

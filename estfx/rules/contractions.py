@@ -28,6 +28,8 @@ def _matmul(walk: Walk, node: Node, left: str, right: str, a: Arguments, shape: 
     inner = y[-2] if len(y) > 1 else y[-1]
     rows, columns = (x[-2:-1] if len(x) > 1 else ()), (y[-1:] if len(y) > 1 else ())
     walk.unify(node, x[-1], inner)
+    if a[left] in walk.carriers and a[right] in walk.carriers:
+        walk.mix(node)
     own = len(rows) + len(columns)
     batch = _batch(walk, node, x[:-2], y[:-2], shape[: len(shape) - own])
     if a[left] in walk.from_stream or a[right] not in walk.from_stream:
@@ -94,6 +96,8 @@ def einsum(walk: Walk, node: Node, a: Arguments) -> "Dims | list[Dims]":
                     walk.unify(node, letters[letter], ref)
             else:
                 letters[letter] = ref
+    if sum(source in walk.carriers for source in a["tensors"]) > 1:
+        walk.mix(node)
     for letter in letters.keys() - set(result):
         holders = [i for i, term in enumerate(operands) if letter in term]
         from_stream = [i for i in holders if a["tensors"][i] in walk.from_stream] or holders

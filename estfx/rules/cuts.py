@@ -103,6 +103,7 @@ def select(walk: Walk, node: Node, a: Arguments) -> Dims:
     dims = walk.of(a["self"])
     at = a["dim"] % len(dims)
     exact = tensor_of(a["self"]).shape[at]
+    walk.mix(node, dims[at])
     if _is_open(exact) or not isinstance(a["index"], int):
         walk.pin(f"taken at a dynamic position at {describe(node)}", dims[at])
     else:
@@ -126,6 +127,7 @@ def unbind(walk: Walk, node: Node, a: Arguments) -> list[Dims]:
     dims = walk.of(a["self"])
     at = a["dim"] % len(dims)
     size = sizes(a["self"])[at]
+    walk.mix(node, dims[at])
     walk.cut(node, dims[at], [1] * size)
     return [(*dims[:at], *dims[at + 1 :])] * size
 
@@ -197,47 +199,3 @@ def glu(walk: Walk, node: Node, a: Arguments) -> Dims:
     left, right = walk.cut(node, dims[at], [half, half])
     walk.unify(node, left, right)
     return (*dims[:at], left, *dims[at + 1 :])
-
-
-@rule(aten.index.Tensor)
-def index(walk: Walk, node: Node, a: Arguments) -> "Dims | list[Dims]":
-    """`x[:, i]` with one tensor of positions: the indexed dimension stays whole, the positions' dimensions come in."""
-    places = [(i, n) for i, n in enumerate(a["indices"]) if n is not None]
-    if len(places) != 1 or tensor_of(places[0][1]).dtype is torch.bool:
-        return walk.pin_all(node, f"indexed by several tensors or a mask at {describe(node)}")
-    at, positions = places[0]
-    dims = walk.of(a["self"])
-    walk.pin(f"indexed by position at {describe(node)}", dims[at])
-    return (*dims[:at], *walk.of(positions), *dims[at + 1 :])
-
-
-@rule(aten.index_select.default)
-def index_select(walk: Walk, node: Node, a: Arguments) -> Dims:
-    """`x[:, i]`."""
-    dims = walk.of(a["self"])
-    at = a["dim"] % len(dims)
-    walk.pin(f"indexed by position at {describe(node)}", dims[at])
-    return (*dims[:at], *walk.of(a["index"]), *dims[at + 1 :])
-
-
-@rule(aten.gather.default)
-def gather(walk: Walk, node: Node, a: Arguments) -> Dims:
-    """`out[i, j] = x[i, index[i, j]]`: the indexed dimension stays whole, the others unify where they are as long."""
-    at = a["dim"] % max(tensor_of(node).ndim, 1)
-    x, positions = walk.of(a["self"]), walk.of(a["index"])
-    for i, (ref, other) in enumerate(zip(x, positions, strict=True)):
-        if i == at:
-            walk.pin(f"indexed by position at {describe(node)}", ref)
-        elif walk.algebra.size(ref) == walk.algebra.size(other):
-            walk.unify(node, ref, other)
-        else:
-            walk.pin(f"taken in part at {describe(node)}", ref, other)
-    return positions
-
-
-@rule(aten.embedding.default)
-def embedding(walk: Walk, node: Node, a: Arguments) -> Dims:
-    """`out[…, d] = weight[index[…], d]`."""
-    weight = walk.of(a["weight"])
-    walk.pin(f"indexed by position at {describe(node)}", weight[0])
-    return (*walk.of(a["indices"]), *weight[1:])

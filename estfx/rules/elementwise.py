@@ -43,6 +43,21 @@ aten = torch.ops.aten
     aten.bernoulli.default,
     aten.expand_as.default,
     aten.feature_dropout.default,
+    aten.floor_divide.default,
+    aten.__and__.Tensor,
+    aten.__or__.Tensor,
+    aten.__xor__.Tensor,
+    aten.copy_.default,
+    aten.fill_.Scalar,
+    aten.fill_.Tensor,
+    aten.zero_.default,
+    aten.masked_fill_.Scalar,
+    aten.masked_fill_.Tensor,
+    aten.dropout_.default,
+    aten.uniform_.default,
+    aten.normal_.default,
+    aten.exponential_.default,
+    aten.bernoulli_.float,
 )
 def elementwise(walk: Walk, node: Node, a: Arguments) -> Dims:
     """`out[i] = f(x[i], y[i], …)`."""

@@ -78,6 +78,7 @@ def softmax(walk: Walk, node: Node, a: Arguments) -> Dims:
 def cumsum(walk: Walk, node: Node, a: Arguments) -> Dims:
     dims = walk.of(a["self"])
     walk.pin(f"summed up in order at {describe(node)}", dims[a["dim"]])
+    walk.mix(node)
     return dims
 
 

@@ -217,6 +217,7 @@ def reorder(walk: Walk, node: Node, a: Arguments) -> Dims:
     """Units change places: what is turned round stays whole."""
     dims = walk.of(a["self"])
     walk.pin(f"reordered at {describe(node)}", *(dims[i] for i in a["dims"] or range(len(dims))))
+    walk.mix(node)
     return dims
 
 
@@ -228,5 +229,6 @@ def pad(walk: Walk, node: Node, a: Arguments) -> Dims:
         if a["pad"][2 * back - 2 : 2 * back] != [0, 0]:
             longer = walk.fresh(tensor_of(node).shape[-back])
             walk.pin(f"padded at {describe(node)}", dims[-back], longer)
+            walk.mix(node, dims[-back])
             dims[-back] = longer
     return tuple(dims)
