@@ -25,10 +25,10 @@ def convolution(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
     filters = len(weight) - 2
     batch = x[: len(x) - filters - 1]
     channels, *places = x[len(batch) :]
-    parts = _by_group(walk, channels, groups), _by_group(walk, weight[0], groups)
-    if parts[0] is None or parts[1] is None:
+    inputs, outputs = _by_group(walk, channels, groups), _by_group(walk, weight[0], groups)
+    if inputs is None or outputs is None:
         return walk.pin_all(node, f"groups do not divide the channels at {describe(node)}")
-    (group, inner), (same, outer) = parts
+    (group, inner), (same, outer) = inputs, outputs
     walk.unify(node, group, same)
     walk.unify(node, inner, weight[1])
     if walk.algebra.size(inner) > 1:
