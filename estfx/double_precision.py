@@ -28,7 +28,8 @@ def _grouped_product(
     ends = offs.tolist()
     starts = [0, *ends[:-1]]
     parts = [self[start:end] @ mat2[group] for group, (start, end) in enumerate(zip(starts, ends, strict=True))]
-    return torch.cat([*parts, self.new_zeros(len(self) - ends[-1], mat2.shape[-1])])
+    product = torch.cat([*parts, self.new_zeros(len(self) - ends[-1], mat2.shape[-1])])
+    return product if bias is None else product + bias
 
 
 _library.impl("grouped_mm", _grouped_product, "CompositeImplicitAutograd")
@@ -39,7 +40,7 @@ def promoted(gm: GraphModule) -> GraphModule:
     """The graph in float64 wherever it names a smaller type, and without dropout, whose draws depend on sizes."""
     for node in gm.graph.nodes:
         _without_dropout(node)
-        node.target = IN_FLOAT64.get(node.target, node.target)  # type: ignore[call-overload]
+        node.target = IN_FLOAT64.get(node.target, node.target)
         node.args = pytree.tree_map(_double_dtype, node.args, is_leaf=lambda x: isinstance(x, Node))
         node.kwargs = pytree.tree_map(_double_dtype, node.kwargs, is_leaf=lambda x: isinstance(x, Node))
         if node.op == "get_attr" and (value := getattr(gm, node.target)).is_floating_point():
