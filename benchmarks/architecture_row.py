@@ -1,0 +1,104 @@
+"""What estfx makes of one model type: its layers and axes, what the oracles say, and one training step."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import torch
+from tiny_inputs import example_inputs
+from tiny_models import tiny_model
+from torch import nn
+
+__all__ = ["Row", "complete", "examine", "roles_of"]
+
+Row = dict[str, Any]
+DIFFERENCE = re.compile(r"its whole graph differs from the layer by (\S+), relative")
+UNVERIFIED = re.compile(r"not verified|failed verification|narrowing them together failed")
+STAYS_WHOLE = re.compile(r"\bstays? whole\b")
+# Such a layer's output has been normalised together with its stream, so without the layer it would be another stream.
+MATHEMATICAL = re.compile(r"cannot be skipped: .* end at \w+ = (?:layer|rms)_norm\.")
+
+
+def examine(model_type: str, experts: str | None = None) -> Row:
+    """Builds, runs, transforms and trains; a failure is a result too, under `failed` and `error`."""
+    import estfx
+    from estfx.schedule import Schedule, Stage
+
+    torch.set_num_threads(1)
+    row: Row = {"type": model_type}
+    try:
+        stage = "build"
+        model = tiny_model(model_type, experts)
+        row["class"] = type(model).__name__
+        if experts is not None and not model._can_set_experts_implementation():
+            return row | {"no_experts": True}
+        row["experts"] = model.config._experts_implementation if model._can_set_experts_implementation() else None
+        row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        stage = "run"
+        inputs = example_inputs(model_type, model, batch=2, seed=1)
+        original = _with_gradient(model, inputs)
+        stage = "transform"
+        examples = example_inputs(model_type, model)
+        schedule = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.67)])
+        started = time.perf_counter()
+        # token ids are what estfx makes by itself
+        plain = examples if set(examples) != {"input_ids"} or examples["input_ids"].shape != (3, 17) else None
+        model = estfx.transform(model, schedule, example_inputs=plain, compile=False)
+        row["seconds"] = round(time.perf_counter() - started, 1)
+        row |= _found(model.report)
+        stage = "train"
+        model.set_step(0)
+        trained = _with_gradient(model, inputs)
+        skipped = tuple(f"{name}." for name, runs in model.subnetwork.layers.items() if not runs)
+        row["without_gradient"] = sorted(name for name in original - trained if not name.startswith(skipped))
+    except Exception as error:
+        row["failed"] = stage
+        row["error"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    return row
+
+
+def _with_gradient(model: nn.Module, inputs: dict[str, Any]) -> set[str]:
+    """The parameters to which a loss over all logits has a gradient; the gradients are taken away again."""
+    from estfx.capture import without_cache
+
+    model(**without_cache(model, inputs)).logits.float().pow(2).mean().backward()
+    found = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def _found(report: Any) -> Row:
+    kinds = {layer.program: layer for layer in report.layers}
+    notes = list(dict.fromkeys(note for layer in kinds.values() for note in layer.notes))
+    return {
+        "layers": len(report.layers),
+        "droppable": sum(layer.droppable for layer in report.layers),
+        "kinds": len(kinds),
+        "axes": {name: [[axis.role, axis.size] for axis in layer.axes] for name, layer in kinds.items()},
+        "whole_difference": max((float(m[1]) for note in notes if (m := DIFFERENCE.match(note))), default=0.0),
+        "unverified": [note for note in notes if UNVERIFIED.search(note)],
+        "notes": [note for note in notes if not DIFFERENCE.match(note) and not UNVERIFIED.search(note)],
+    }
+
+
+def roles_of(row: Row) -> set[str]:
+    """heads, neurons, channels: without the numbers of several of them in a layer."""
+    return {role.rsplit("_", 1)[0] if role[-1].isdigit() else role for axes in row["axes"].values() for role, _ in axes}
+
+
+def complete(row: Row) -> bool:
+    """Layers may be skipped, heads (or channels) and neurons are narrowed, and every kept parameter learns.
+
+    Layers whose output is normalised together with the stream need not be skippable. What a model has not got cannot be
+    narrowed: without a reason for anything that stays whole, there is nothing more in it.
+    """
+    if "failed" in row or row["without_gradient"]:
+        return False
+    roles = roles_of(row)
+    all_found = not any(STAYS_WHOLE.search(note) for note in (*row["notes"], *row["unverified"]))
+    skippable = row["droppable"] > 0 or any(MATHEMATICAL.search(note) for note in row["notes"])
+    heads = bool(roles & {"heads", "channels"}) or all_found
+    neurons = "neurons" in roles or all_found
+    return bool(roles) and skippable and heads and neurons
