@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from tiny_inputs import example_inputs
 from tiny_models import tiny_model
-from torch import nn
 
-__all__ = ["Row", "complete", "examine", "roles_of"]
+__all__ = ["Row", "all_of", "complete", "examine"]
 
 Row = dict[str, Any]
 DIFFERENCE = re.compile(r"its whole graph differs from the layer by (\S+), relative")
@@ -30,7 +29,7 @@ def examine(model_type: str, experts: str | None = None) -> Row:
     row: Row = {"type": model_type}
     try:
         stage = "build"
-        model = tiny_model(model_type, experts)
+        model: Any = tiny_model(model_type, experts)
         row["class"] = type(model).__name__
         if experts is not None and not model._can_set_experts_implementation():
             return row | {"no_experts": True}
@@ -59,7 +58,7 @@ def examine(model_type: str, experts: str | None = None) -> Row:
     return row
 
 
-def _with_gradient(model: nn.Module, inputs: dict[str, Any]) -> set[str]:
+def _with_gradient(model: Any, inputs: dict[str, Any]) -> set[str]:
     """The parameters to which a loss over all logits has a gradient; the gradients are taken away again."""
     from estfx.capture import without_cache
 
@@ -70,35 +69,47 @@ def _with_gradient(model: nn.Module, inputs: dict[str, Any]) -> set[str]:
 
 
 def _found(report: Any) -> Row:
-    kinds = {layer.program: layer for layer in report.layers}
-    notes = list(dict.fromkeys(note for layer in kinds.values() for note in layer.notes))
-    return {
-        "layers": len(report.layers),
-        "droppable": sum(layer.droppable for layer in report.layers),
-        "kinds": len(kinds),
-        "axes": {name: [[axis.role, axis.size] for axis in layer.axes] for name, layer in kinds.items()},
-        "whole_difference": max((float(m[1]) for note in notes if (m := DIFFERENCE.match(note))), default=0.0),
-        "unverified": [note for note in notes if UNVERIFIED.search(note)],
-        "notes": [note for note in notes if not DIFFERENCE.match(note) and not UNVERIFIED.search(note)],
-    }
+    kinds: dict[str, Row] = {}
+    for layer in report.layers:
+        axes = [[axis.role, axis.size] for axis in layer.axes]
+        kind = kinds.setdefault(layer.program, {"layers": 0, "droppable": layer.droppable, "axes": axes})
+        kind["layers"] += 1
+        kind["whole_difference"] = max((float(m[1]) for n in layer.notes if (m := DIFFERENCE.match(n))), default=0.0)
+        kind["unverified"] = [note for note in layer.notes if UNVERIFIED.search(note)]
+        kind["notes"] = [note for note in layer.notes if not DIFFERENCE.match(note) and not UNVERIFIED.search(note)]
+    return {"kinds": kinds}
 
 
-def roles_of(row: Row) -> set[str]:
-    """heads, neurons, channels: without the numbers of several of them in a layer."""
-    return {role.rsplit("_", 1)[0] if role[-1].isdigit() else role for axes in row["axes"].values() for role, _ in axes}
+def all_of(row: Row, key: str) -> list[Any]:
+    """What the kinds of layers list under a key, each thing once."""
+    listed: list[Any] = []
+    for kind in row.get("kinds", {}).values():
+        listed.extend(item for item in kind[key] if item not in listed)
+    return listed
 
 
 def complete(row: Row) -> bool:
     """Layers may be skipped, heads (or channels) and neurons are narrowed, and every kept parameter learns.
 
     Layers whose output is normalised together with the stream need not be skippable. What a model has not got cannot be
-    narrowed: without a reason for anything that stays whole, there is nothing more in it.
+    narrowed: a kind of layer without a reason for anything that stays whole has nothing more in it.
     """
     if "failed" in row or row["without_gradient"]:
         return False
-    roles = roles_of(row)
-    all_found = not any(STAYS_WHOLE.search(note) for note in (*row["notes"], *row["unverified"]))
-    skippable = row["droppable"] > 0 or any(MATHEMATICAL.search(note) for note in row["notes"])
-    heads = bool(roles & {"heads", "channels"}) or all_found
-    neurons = "neurons" in roles or all_found
-    return bool(roles) and skippable and heads and neurons
+    kinds = row["kinds"].values()
+    roles = {_plain(role) for role, _ in all_of(row, "axes")}
+    skippable = any(kind["droppable"] for kind in kinds) or any(map(MATHEMATICAL.search, all_of(row, "notes")))
+    neurons = "neurons" in roles or all(map(_all_found, kinds))
+    mixers = all(
+        {"heads", "channels"} & {_plain(role) for role, _ in kind["axes"]} or _all_found(kind) for kind in kinds
+    )
+    return bool(roles) and skippable and neurons and mixers
+
+
+def _all_found(kind: Row) -> bool:
+    return not any(STAYS_WHOLE.search(note) for note in (*kind["notes"], *kind["unverified"]))
+
+
+def _plain(role: str) -> str:
+    """heads, neurons or channels, without the number of one of several in a layer."""
+    return re.sub(r"_\d+$", "", role)

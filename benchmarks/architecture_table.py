@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
-from architecture_row import Row, complete
+from architecture_row import Row, all_of, complete
 
 __all__ = ["differences", "page"]
 
@@ -71,16 +72,19 @@ def page(record: dict[str, Any]) -> str:
 def _line(row: Row, reasons: dict[str, int]) -> str:
     if "failed" in row:
         return f"| {row['type']} | – | – | – | – | – | – | {_cell(row['failed'] + ': ' + row['error'])} |"
-    axes = sorted({f"{role} {size}" for found in row["axes"].values() for role, size in found})
+    axes = sorted({f"{role} {size}" for role, size in all_of(row, "axes")})
+    kinds = row["kinds"].values()
+    droppable = sum(kind["layers"] for kind in kinds if kind["droppable"])
+    difference = max(kind["whole_difference"] for kind in kinds)
     cells = [
         row["type"],
-        f"{row['layers']} ({row['droppable']})",
-        row["kinds"],
+        f"{sum(kind['layers'] for kind in kinds)} ({droppable})",
+        len(kinds),
         ", ".join(axes) or "–",
-        f"{row['whole_difference']:.0e}" if row["whole_difference"] else "equal",
-        "equal" if not row["unverified"] else " ".join(_numbers(row["unverified"], reasons)),
+        f"{difference:.0e}" if difference else "equal",
+        " ".join(_numbers(all_of(row, "unverified"), reasons)) or "equal",
         row["seconds"],
-        " ".join(_numbers(row["notes"], reasons)),
+        " ".join(_numbers(all_of(row, "notes"), reasons)),
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -89,7 +93,7 @@ def _shortcoming(row: Row) -> str:
     if "failed" in row:
         return _cell(f"{row['failed']}: {row['error']}")
     missing = [f"no gradient: {', '.join(row['without_gradient'])}"] if row["without_gradient"] else []
-    reasons = dict.fromkeys(_without_places(note) for note in (*row["unverified"], *row["notes"]))
+    reasons = dict.fromkeys(_without_places(note) for note in (*all_of(row, "unverified"), *all_of(row, "notes")))
     return _cell("; ".join([*missing, *reasons]) or "nothing was found to narrow")
 
 
@@ -106,7 +110,7 @@ def _others(rows: list[Row]) -> Iterator[str]:
 def _numbered_reasons(rows: list[Row]) -> dict[str, int]:
     reasons: dict[str, int] = {}
     for row in rows:
-        for note in (*row.get("unverified", ()), *row.get("notes", ())):
+        for note in (*all_of(row, "unverified"), *all_of(row, "notes")):
             reasons.setdefault(_without_places(note), len(reasons) + 1)
     return reasons
 
@@ -143,14 +147,19 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
         if complete(a) != complete(b):
             yield f"{model_type}: complete only in the {'first' if complete(a) else 'second'}"
         for key in KEYS:
-            mine, theirs = (_comparable(row.get(key)) for row in (a, b))
+            if a.get(key) != b.get(key):
+                yield f"{model_type}: {key} {a.get(key)} against {b.get(key)}"
+        for mine, theirs in zip_longest(*(map(_kind_text, row.get("kinds", {}).items()) for row in (a, b))):
             if mine != theirs:
-                yield f"{model_type}: {key} {mine} against {theirs}"
-        mine_axes, their_axes = (sorted(map(str, row.get("axes", {}).values())) for row in (a, b))
-        if mine_axes != their_axes:
-            yield f"{model_type}: axes {mine_axes} against {their_axes}"
+                yield f"{model_type}: kind {mine} against {theirs}"
 
 
-def _comparable(value: Any) -> Any:
-    """Notes without their places: lines of a file move between versions."""
-    return sorted({_without_places(note) for note in value}) if isinstance(value, list) else value
+def _kind_text(item: tuple[str, Row]) -> str:
+    """A kind of layer without the places of its notes: lines of a file move between versions."""
+    name, kind = item
+    skipped = "may be skipped" if kind["droppable"] else "always runs"
+    notes = sorted({_without_places(note) for note in (*kind["unverified"], *kind["notes"])})
+    axes = ", ".join(f"{role} {size}" for role, size in kind["axes"])
+    return (
+        f"{name} of {kind['layers']} layers ({skipped}; {axes}; whole {kind['whole_difference']}; {'; '.join(notes)})"
+    )

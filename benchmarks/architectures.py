@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from architecture_row import Row, complete, examine
+from architecture_row import Row, all_of, complete, examine
 from architecture_table import differences, page
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +52,8 @@ def sweep(types: list[str], options: argparse.Namespace) -> list[Row]:
                 continue
             rows.append(row)
             state = row.get("failed") or ("complete" if complete(row) else "partly")
-            print(f"{row['type']:28s} {state:9s} {row.get('error', row.get('axes'))}", flush=True)
+            axes = ", ".join(f"{role} {size}" for role, size in all_of(row, "axes"))
+            print(f"{row['type']:28s} {state:9s} {row.get('error', axes)}", flush=True)
     print(f"{sum(map(complete, rows))} of {len(rows)} complete")
     return rows
 

@@ -23,8 +23,8 @@ from transformers import (
 
 __all__ = ["EXPERTS", "GENERIC", "tiny_config", "tiny_model"]
 
-# Tiny values for the names that configurations use; each type takes those that it knows. Widths are multiples of 4:
-# grouped matrix products want rows of 16 bytes.
+# Tiny values for the names that configurations use; each type takes those that it knows. Widths are multiples of 4, and
+# those of experts of 8: grouped matrix products want rows of 16 bytes, in bfloat16 too.
 GENERIC: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 48,
@@ -52,7 +52,7 @@ GENERIC: dict[str, Any] = {
     "encoder_attention_heads": 6,
     "decoder_ffn_dim": 56,
     "encoder_ffn_dim": 56,
-    "moe_intermediate_size": 28,
+    "moe_intermediate_size": 40,
     "shared_expert_intermediate_size": 20,
     "num_local_experts": 4,
     "num_experts": 4,

@@ -52,7 +52,7 @@ SPECIFIC: dict[str, Values] = {
     # rope_theta is read from the attention's part, which has no such field of its own, and clip_qkv is not optional
     "dbrx": {
         "attn_config": {"kv_n_heads": 3, "rope_theta": 10000.0, "clip_qkv": 8.0},
-        "ffn_config": {"hidden_size": 48, "ffn_hidden_size": 28, "moe_num_experts": 4, "moe_top_k": 2},
+        "ffn_config": {"hidden_size": 48, "ffn_hidden_size": 40, "moe_num_experts": 4, "moe_top_k": 2},
     },
     # a single KV head by design; short sequences need small compression rates
     "deepseek_v4": {
@@ -107,7 +107,7 @@ SPECIFIC: dict[str, Values] = {
         "enable_moe_block": True,
         "num_experts": 4,
         "top_k_experts": 2,
-        "moe_intermediate_size": 28,
+        "moe_intermediate_size": 40,
     },
     "gemma4_unified": {"text_config": {"global_head_dim": 12, **SHARED_KV}},
     "gemma4_unified_text": {"global_head_dim": 12, **SHARED_KV},
@@ -149,7 +149,7 @@ SPECIFIC: dict[str, Values] = {
     "llama4": {"text_config": LLAMA4},
     "llama4_text": LLAMA4,
     # two attentions and two MLPs a layer
-    "longcat_flash": {"num_layers": 2, "expert_ffn_hidden_size": 28, "zero_expert_num": 2},
+    "longcat_flash": {"num_layers": 2, "expert_ffn_hidden_size": 40, "zero_expert_num": 2},
     "mamba": MAMBA1,
     "mamba2": {"num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 12, "chunk_size": 10, "time_step_rank": 4},
     "marian": {"decoder_vocab_size": 101},
@@ -159,7 +159,7 @@ SPECIFIC: dict[str, Values] = {
     "minimax_m3_vl_text": {
         **DENSE_FIRST,
         "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
-        "intermediate_size": 28,
+        "intermediate_size": 40,
         "dense_intermediate_size": 56,
         "shared_intermediate_size": 20,
         "rotary_dim": 4,
