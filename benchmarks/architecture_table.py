@@ -18,17 +18,7 @@ OTHERS = (
     ("AutoParallel", "20 models ran, 14 passed; it shards and does not prune, so no row is its", ()),
 )
 LONGEST = 220  # characters of a reason
-KEYS = (
-    "failed",
-    "error",
-    "layers",
-    "droppable",
-    "kinds",
-    "whole_difference",
-    "unverified",
-    "without_gradient",
-    "notes",
-)
+KEYS = ("failed", "error", "without_gradient")
 
 
 def page(record: dict[str, Any]) -> str:
@@ -101,8 +91,9 @@ def _others(rows: list[Row]) -> Iterator[str]:
     by_type = {row["type"]: row for row in rows}
     for tool, what, types in OTHERS:
         states = [
-            f"`{name}` ({'complete' if name in by_type and complete(by_type[name]) else 'not complete'})"
+            f"`{name}` ({'complete' if complete(by_type[name]) else 'not complete'})"
             for name in types
+            if name in by_type
         ]
         yield f"- {tool}: {what}" + (f". Rows of these here: {', '.join(states)}." if states else ".")
 

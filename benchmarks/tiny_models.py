@@ -89,6 +89,7 @@ WHERE_USED: dict[str, int] = {
     "n_group": 2,
     "num_expert_group": 2,
     "topk_group": 1,
+    "first_k_dense_replace": 1,
 }
 # How a list with one kind for each layer is shortened: kinds of mixers alternate, kinds of MLPs stay at the last.
 CYCLED, PADDED = ("layer_types", "indexer_types"), ("mlp_layer_types",)

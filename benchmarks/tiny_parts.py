@@ -90,3 +90,37 @@ LLAMA4: Values = {
     "attention_chunk_size": 8,
     "floor_scale": 8,
 }
+# Four models in one: the patcher, two local ones and the global one.
+BLT: Values = {
+    "encoder_hash_byte_group_size": [3, 4],
+    "encoder_hash_byte_group_vocab": 53,
+    "local_attention_window_len": 8,
+    "encoder_config": {"hidden_size_global": 96, "num_key_value_heads": 6},
+    "decoder_config": {"hidden_size_global": 96, "num_key_value_heads": 6},
+    "global_config": {"hidden_size": 96, "num_key_value_heads": 6, "head_dim": 16},
+    "patcher_config": {"num_key_value_heads": 6},
+}
+# Layers of four kinds.
+NEMOTRON_H: Values = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+    "num_hidden_layers": 4,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 12,
+    "chunk_size": 10,
+    "moe_shared_expert_intermediate_size": 20,
+    "moe_latent_size": 24,
+}
+# Sparse attention and dense MLPs too.
+MINIMAX_M3: Values = {
+    **DENSE_FIRST,
+    "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+    "intermediate_size": 40,
+    "dense_intermediate_size": 56,
+    "shared_intermediate_size": 20,
+    "rotary_dim": 4,
+    "index_n_heads": 3,
+    "index_block_size": 4,
+    "index_topk_blocks": 2,
+}
