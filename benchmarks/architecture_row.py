@@ -15,7 +15,8 @@ __all__ = ["Row", "all_of", "complete", "examine"]
 Row = dict[str, Any]
 DIFFERENCE = re.compile(r"its whole graph differs from the layer by (\S+), relative")
 UNVERIFIED = re.compile(r"not verified|failed verification|narrowing them together failed")
-STAYS_WHOLE = re.compile(r"\bstays? whole\b")
+WITHOUT_NEURONS = {"falcon_mamba", "mamba", "mamba2"}  # no MLP
+ONE_BRANCH = {"nemotron_h"}  # a layer is a mixer or an MLP
 # Such a layer's output has been normalised together with its stream, so without the layer it would be another stream.
 MATHEMATICAL = re.compile(r"cannot be skipped: .* end at \w+ = (?:layer|rms)_norm\.")
 
@@ -91,23 +92,22 @@ def all_of(row: Row, key: str) -> list[Any]:
 def complete(row: Row) -> bool:
     """Layers may be skipped, heads (or channels) and neurons are narrowed, and every kept parameter learns.
 
-    Layers whose output is normalised together with the stream need not be skippable. What a model has not got cannot be
-    narrowed: a kind of layer without a reason for anything that stays whole has nothing more in it.
+    Layers whose output is normalised together with the stream need not be skippable. Every kind of layer must have its
+    heads or channels, unless the type's layers are one branch each; a missing note is no proof that there are none.
     """
     if "failed" in row or row["without_gradient"]:
         return False
     kinds = row["kinds"].values()
-    roles = {_plain(role) for role, _ in all_of(row, "axes")}
+    mixers = [_has_mixer(kind) for kind in kinds]
+    all_mixers = any(mixers) and all(kind["axes"] for kind in kinds) if row["type"] in ONE_BRANCH else all(mixers)
+    neurons = row["type"] in WITHOUT_NEURONS or "neurons" in {_plain(role) for role, _ in all_of(row, "axes")}
     skippable = any(kind["droppable"] for kind in kinds) or any(map(MATHEMATICAL.search, all_of(row, "notes")))
-    neurons = "neurons" in roles or all(map(_all_found, kinds))
-    mixers = all(
-        {"heads", "channels"} & {_plain(role) for role, _ in kind["axes"]} or _all_found(kind) for kind in kinds
-    )
-    return bool(roles) and skippable and neurons and mixers
+    return all_mixers and neurons and skippable
 
 
-def _all_found(kind: Row) -> bool:
-    return not any(STAYS_WHOLE.search(note) for note in (*kind["notes"], *kind["unverified"]))
+def _has_mixer(kind: Row) -> bool:
+    narrowed = {"heads", "channels"} & {_plain(role) for role, _ in kind["axes"]}
+    return bool(narrowed) or any("has a single head" in note for note in kind["notes"])
 
 
 def _plain(role: str) -> str:

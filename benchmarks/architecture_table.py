@@ -15,7 +15,7 @@ __all__ = ["differences", "page"]
 OTHERS = (
     ("Torch-Pruning 1.6.1", "its tests of language models: 9 checkpoints of 3 families", ("llama", "qwen2", "phi3")),
     ("NVIDIA ModelOpt", "attention of Hugging Face models pruned by rules made by hand", ("bert", "gptj")),
-    ("AutoParallel", "20 models ran, 14 passed; it shards and does not prune, so no row is its", ()),
+    ("AutoParallel", "20 models ran, 14 passed", ()),
 )
 LONGEST = 220  # characters of a reason
 KEYS = ("failed", "error", "without_gradient")
@@ -32,9 +32,9 @@ def page(record: dict[str, Any]) -> str:
         "",
         f"{len(rows)} causal language model types of transformers {packages['transformers']}, with torch "
         f"{packages['torch']}. Tiny random models of {len(ran)} could be built and run; {sum(map(complete, rows))} are "
-        "complete: layers can be skipped (or each normalises its stream, so that none can be), heads or channels and "
-        "neurons are narrowed as far as the model has them, and in a step of a narrowed stage every parameter of the "
-        "running layers has a gradient that has one in the original.",
+        "complete: layers can be skipped (or each normalises its stream, so that none can be), heads or channels are "
+        "narrowed in every kind of layer, neurons in the model if it has any, and in a step of a narrowed stage every "
+        "parameter of the running layers has a gradient that has one in the original.",
         "",
         "*Whole*: how far the graph of a whole layer differs from the layer, values and gradients, relative. *Narrowed "
         "graph*: whether it equals the masked whole in float64. Numbers stand for the reasons below the table. "
@@ -84,7 +84,7 @@ def _shortcoming(row: Row) -> str:
         return _cell(f"{row['failed']}: {row['error']}")
     missing = [f"no gradient: {', '.join(row['without_gradient'])}"] if row["without_gradient"] else []
     reasons = dict.fromkeys(_without_places(note) for note in (*all_of(row, "unverified"), *all_of(row, "notes")))
-    return _cell("; ".join([*missing, *reasons]) or "nothing was found to narrow")
+    return _cell("; ".join([*missing, *reasons]) or "neither narrowed nor with a reason: heads or neurons")
 
 
 def _others(rows: list[Row]) -> Iterator[str]:
