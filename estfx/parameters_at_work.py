@@ -47,7 +47,7 @@ def parameters_at_work(each: Iterable[CallAtWork], kept: int) -> float:
             for name, numbers in at_work.kept.items():
                 parameter = resolve(at_work.call.module, name)
                 if isinstance(parameter, nn.Parameter):
-                    size, by_module = shares.setdefault(id(parameter), (parameter.numel(), {}))
+                    _, by_module = shares.setdefault(id(parameter), (parameter.numel(), {}))
                     by_module[path] = max(by_module.get(path, 0.0), numbers * runs)
     return sum(
         next(iter(by_module.values()))

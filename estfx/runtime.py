@@ -224,7 +224,7 @@ class Runtime:
         self, model: nn.Module, units: dict[str, dict[str, torch.Tensor]]
     ) -> dict[str, dict[int, torch.Tensor]]:
         uses: dict[str, list[dict[int, set[int]]]] = {}  # parameter → for each call that reads it, kept by dimension
-        owners = _owners(model, set(self.paths.values()))
+        owners = _owners(model, [model.get_submodule(path) for path in self.paths.values()])
         for layer, drawn in units.items():
             kind = self.layers[layer]
             program = kind.first.program(self.counts(kind), self.compiler)
@@ -248,13 +248,18 @@ class Runtime:
         return found
 
 
-def _owners(model: nn.Module, layers: set[str]) -> dict[int, str]:
+def _owners(model: nn.Module, layers: list[nn.Module]) -> dict[int, str]:
     """The names of the parameters, by identity, that belong to layers alone."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        parts = name.split(".")
-        if not any(".".join(parts[:i]) in layers for i in range(1, len(parts))):
-            names.pop(id(parameter), None)
+    seen = {id(layer) for layer in layers}
+    todo = [model]
+    while todo:
+        module = todo.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            todo.extend(module.children())
+            for parameter in module.parameters(recurse=False):
+                names.pop(id(parameter), None)
     return names
 
 
