@@ -4,8 +4,8 @@ The layer's class is swapped for a subclass of the same name, as `fully_shard` d
 and whatever wraps it stay. A skipped layer returns before any of its hooks run, or FSDP would gather its weights.
 
 A module that the model calls more than once in a forward has one mount, which counts the calls: each is a layer of its
-own. A recomputation under activation checkpointing happens within the backward pass and repeats a call that ran, so it
-is neither counted nor skipped.
+own. A recomputation under activation checkpointing happens within the backward pass, and is not counted. It repeats a
+call that ran; only reentrant checkpointing around a layer computes the skipped ones again, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from estfx.errors import EstfxError
 from estfx.programs import Kind, resolve
 from estfx.signature import Signature, flatten, is_plain, signature_of
 from estfx.trace import ATTRIBUTE
@@ -74,13 +75,25 @@ class Mount:
 
     def repeated(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module) -> Call:
         """The call that a recomputation repeats: any that ran and knows these arguments, as calls share their units."""
-        ran = [call for call in self.calls if self.runtime.runs(call.name)] or list(self.calls)
+        ran = [call for call in self.calls if self.runtime.runs(call.name)] or list(self.calls)  # or all were skipped
         leaves, spec = flatten(args, kwargs)
         for call in ran if len({id(call.kind) for call in ran}) > 1 else ():
             known = call.kind.variants.get(self.signature(call, layer, leaves, spec), ())
             if any(variant.traced.accepts(leaves) for variant in known):
                 return call
         return ran[0]
+
+    def refuse_unknown_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises EstfxError for a reentrant recomputation, if some of the calls ran and others were skipped."""
+        if len({self.runtime.runs(call.name) for call in self.calls}) < 2:
+            return
+        stream = flatten(args, kwargs)[0][self.calls[0].kind.first.traced.stream_leaf]
+        if stream.requires_grad and stream.grad_fn is None:  # it hands over detached tensors
+            raise EstfxError(
+                f"layer `{self.path}` is called {len(self.calls)} times in a forward, of which some are skipped, and "
+                "reentrant activation checkpointing does not tell which of them it computes again. Pass "
+                "use_reentrant=False to torch.utils.checkpoint.checkpoint."
+            )
 
     def skips(self, call: Call) -> bool:
         return not self.runtime.runs(call.name)
@@ -139,6 +152,8 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
             here: Mount = self.__dict__[ATTRIBUTE]
             if not here.applies(self):
                 return cls.__call__(self, *args, **kwargs)
+            if in_backward():
+                here.refuse_unknown_call(args, kwargs)
             call = here.begin(args, kwargs, self)
             if here.skips(call):
                 passed = here.skip(call, args, kwargs)

@@ -167,13 +167,13 @@ class Checkpointed(Universal):
         return x
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_recomputed_calls_are_neither_counted_nor_skipped(reentrant: bool) -> None:
+@pytest.mark.parametrize(("reentrant", "steps"), [(False, (0, 1, 2, 11)), (True, (11, 12))])
+def test_recomputed_calls_are_neither_counted_nor_skipped(reentrant: bool, steps: tuple[int, ...]) -> None:
     model, twin = Universal(2, 3).double(), Checkpointed(2, 3).double()
     twin.load_state_dict(model.state_dict())
     model, twin = evolving(model, verify=False), evolving(twin, verify=False)
     twin.reentrant = reentrant
-    for step in (0, 1, 2, 11):
+    for step in steps:
         model.set_step(step)
         twin.set_step(step)
         logits, grads = gradients(model)
@@ -182,6 +182,27 @@ def test_recomputed_calls_are_neither_counted_nor_skipped(reentrant: bool) -> No
         assert grads.keys() == new_grads.keys()
         for name, grad in grads.items():  # the gradients of the calls are added up in another order
             assert (grad - new_grads[name]).abs().max() <= 1e-12 * grad.abs().max(), name
+
+
+def test_reentrant_checkpointing_of_a_layer_is_skipped_with_it() -> None:
+    model, twin = Universal(4, 1).double(), Checkpointed(4, 1).double()
+    twin.load_state_dict(model.state_dict())
+    model, twin = evolving(model, verify=False), evolving(twin, verify=False)
+    twin.reentrant = True
+    for step in (0, 1, 2):
+        model.set_step(step)
+        twin.set_step(step)
+        grads, new_grads = gradients(model)[1], gradients(twin)[1]
+        assert grads.keys() == new_grads.keys()
+        assert all(torch.equal(grads[name], new_grads[name]) for name in grads)
+
+
+def test_reentrant_checkpointing_is_refused_where_some_calls_of_a_layer_are_skipped() -> None:
+    model = evolving(Checkpointed(1, 2), verify=False)
+    model.reentrant = True
+    model.set_step(0)
+    with pytest.raises(estfx.EstfxError, match=r"Pass use_reentrant=False to torch\.utils\.checkpoint\.checkpoint\."):
+        gradients(model)
 
 
 class Depth(Universal):
