@@ -128,13 +128,13 @@ def _looked_for(way: Way, model: nn.Module, args: tuple[Any, ...], kwargs: dict[
     if not candidates:
         return []
     recording, reads = _observe(model, candidates, args, kwargs)
-    return _with_reads(layer_calls(way.choose(recording), recording), reads)
+    return _with_reads(layer_calls(way.choose(recording), recording), recording, reads)
 
 
 def _named(model: nn.Module, layers: LayerPatterns, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LayerCall]:
     recording, reads = _observe(model, named_modules(model, layers), args, kwargs, any_output=True)
     check_named(model, recording)
-    return _with_reads(layer_calls(recording.candidates, recording), reads)
+    return _with_reads(layer_calls(recording.candidates, recording), recording, reads)
 
 
 def _observe(
@@ -154,10 +154,28 @@ def _observe(
     return recording, reads
 
 
-def _with_reads(calls: list[LayerCall], reads: Reads) -> list[LayerCall]:
+def _with_reads(calls: list[LayerCall], recording: Recording, reads: Reads) -> list[LayerCall]:
     for call in calls:
         call.attributes = {path: names for path, names in reads[call.path].items() if names}
+    for call in calls:
+        if call.number == 2:
+            _refuse_changes(call, recording)
     return calls
+
+
+def _refuse_changes(call: LayerCall, recording: Recording) -> None:
+    """Raises TraceError if a module reads an attribute that is another at another of its calls."""
+    first, *others = (observed.state for observed in recording.calls if observed.path == call.path)
+    for path, names in call.attributes.items():
+        for name in sorted(names & first[path].keys()):
+            values = [first[path][name], *(state[path].get(name) for state in others)]
+            if any(type(value) is not type(values[0]) or value != values[0] for value in values):
+                attribute = f"{path}.{name}" if path else name
+                raise TraceError(
+                    f"layer `{call.path}` is called {len(values)} times in a forward, and reads its attribute "
+                    f"`{attribute}`, which is not the same each time ({', '.join(map(repr, values[:4]))}). Its graph "
+                    "would hold one value for all calls: give the value as an argument of the call."
+                )
 
 
 def _is_chain(calls: list[LayerCall]) -> bool:

@@ -39,12 +39,24 @@ class LayerCall:
         return self.name if self.number == 1 else self.name.removesuffix(f"#{self.number}")
 
 
+State = dict[str, dict[str, Any]]  # by submodule, its attributes that are plain values
+
+
+def _state(module: nn.Module) -> State:
+    plain = (bool, int, float, str, tuple, type(None))
+    return {
+        path: {name: value for name, value in vars(part).items() if isinstance(value, plain)}
+        for path, part in module.named_modules()
+    }
+
+
 @dataclass
 class Observed:
     """One call of a candidate. `call` is None if no stream of it keeps its shape."""
 
     path: str
     within: tuple[str, ...]  # the candidates whose calls it was made in, outermost first
+    state: State  # when it began
     call: LayerCall | None = None
 
 
@@ -106,9 +118,9 @@ def recorded_calls(candidates: Mapping[str, nn.Module], any_output: bool = False
     running: list[Observed] = []
 
     def enter(path: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             watch.read((args, kwargs))
-            running.append(Observed(path, tuple(outer.path for outer in running)))
+            running.append(Observed(path, tuple(outer.path for outer in running), _state(module)))
             recording.calls.append(running[-1])
 
         return hook

@@ -180,7 +180,8 @@ class Runtime:
         for kind in _unique(self.layers.values()):
             names = [n for n, k in self.layers.items() if k is kind and self._running[n]]
             counts = self.counts(kind)
-            programs = [variant.program(counts, self.compiler) for variant in kind.all_variants()]
+            variants = {id(variant): variant for variant in kind.all_variants()}  # one may serve several signatures
+            programs = [variant.program(counts, self.compiler) for variant in variants.values()]
             for program in programs:
                 if not program.gathers or not names:
                     continue

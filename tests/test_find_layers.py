@@ -12,7 +12,7 @@ from torch import nn
 
 import estfx
 from estfx.capture import capture_layers
-from estfx.errors import UnsupportedModelError
+from estfx.errors import TraceError, UnsupportedModelError
 
 IDS = (torch.randint(VOCABULARY, (3, 17)),)
 
@@ -122,6 +122,28 @@ def test_what_is_read_of_one_call_is_given_by_all() -> None:
             return x * mean.sum()
 
     assert [call.alive for call in capture_layers(Twice(Beside()), stream())] == [{1}, {1}]
+
+
+def test_a_shared_layer_whose_attributes_change_between_its_calls_is_refused() -> None:
+    class Told(PreNorm):
+        round = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.mlp(self.norm_2(x)) * (1 + self.round)
+
+    class Telling(Stack):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for number in range(3):
+                self.layers[0].round = number
+                self.layers[0].unread = number
+                x = self.layers[0](x)
+            return x
+
+    message = r"`layers\.0` is called 3 times in a forward, and reads its attribute `round`, .* \(0, 1, 2\)"
+    with pytest.raises(TraceError, match=message):
+        names(Telling(Told()), inputs=stream())
+    del Told.forward
+    assert len(names(Telling(Told()), inputs=stream())) == 3
 
 
 # -- naming --------------------------------------------------------------------------------------------------------

@@ -299,6 +299,32 @@ def test_calls_that_compute_something_else_have_a_kind_of_their_own() -> None:
             assert torch.equal(grad, gradients(twin)[1][name]), (step, name)
 
 
+def test_a_constant_that_changes_nothing_makes_no_kind_and_is_not_traced_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Counted(PreNorm):
+        def forward(self, x: torch.Tensor, number: int) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(x)
+
+    class Counting(InList):
+        def run(self, x: torch.Tensor) -> torch.Tensor:
+            for number in range(4):
+                x = self.layers[number % 2](x, number)
+            return x
+
+    model = Counting(Counted(), Counted())
+    want = gradients(model)
+    model = evolving(model, verify=False)
+    assert {layer.program for layer in model.report.layers} == {"Counted"}
+    model.set_step(20)
+    with caplog.at_level("INFO", logger="estfx"):
+        got = gradients(model)
+        model.set_step(0)
+        gradients(model)
+    assert torch.equal(got[0], want[0])
+    assert "tracing" not in caplog.text
+
+
 # -- what it costs -------------------------------------------------------------------------------------------------
 
 
