@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from estfx import tags
@@ -20,10 +21,12 @@ from estfx.capture import LayerCall
 from estfx.errors import TraceError
 from estfx.exportable import exportable_experts, reversible_patches
 from estfx.graphs import has_tensor
+from estfx.mappings import Entry, put_entries, with_entries
 from estfx.own_functions import kept_functions, replace_calls
 from estfx.regions import inline_regions
 from estfx.signature import flatten
 
+UNROLLED = 400  # calls of torch functions; of other layers, those with experts and latent attention make 250
 CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 __all__ = ["TracedLayer", "trace_call"]
 
@@ -40,6 +43,8 @@ class TracedLayer:
     constants: tuple[Any, ...]  # leaves of the result that are no tensors
     stream_leaf: int
     stream_output: int
+    operations: int  # how many functions of torch the layer called
+    written: tuple[Entry, ...]  # entries of dictionaries among the arguments; their values are the last leaves
     alive: frozenset[int]  # leaves of the result, other than the stream, that something outside the layer reads
 
     def accepts(self, leaves: list[Any]) -> bool:
@@ -49,10 +54,10 @@ class TracedLayer:
             for i, shape in zip(self.input_leaves, self.shapes, strict=True)
         )
 
-    def pack(self, values: tuple[torch.Tensor, ...]) -> Any:
-        """The graph's values in the structure that the layer itself returns."""
+    def pack(self, values: tuple[torch.Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The graph's values in the structure that the layer itself returns, or writes into its arguments."""
         leaves = [self.constants[j] if i is None else values[i] for j, i in enumerate(self.outputs)]
-        return pytree.tree_unflatten(leaves, self.out_spec)
+        return put_entries(pytree.tree_unflatten(leaves, self.out_spec), args, kwargs, self.written)
 
     def skip(self, stream: torch.Tensor) -> Any:
         """What the layer returns when it is passed over."""
@@ -63,8 +68,11 @@ class TracedLayer:
 class _Bound(nn.Module):
     """The layer as a function of its tensor arguments alone, the others fixed."""
 
-    def __init__(self, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> None:
+    def __init__(
+        self, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec, written: tuple[Entry, ...] = ()
+    ) -> None:
         super().__init__()
+        self._written = written
         self.layer = layer
         self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -75,28 +83,58 @@ class _Bound(nn.Module):
         for i, tensor in zip(self._tensors, tensors, strict=True):
             leaves[i] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        return self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
+        result = self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
+        return with_entries(result, args, kwargs, self._written)
+
+
+class _Unrolled(Exception):
+    pass
+
+
+class _Limit(TorchFunctionMode):
+    """Raises once torch has been called more often than a layer does that is no unrolled loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if self.calls > UNROLLED:
+            raise _Unrolled
+        return func(*args, **(kwargs or {}))
 
 
 def export_layer(call: LayerCall) -> ExportedProgram:
-    """torch.export of one layer in training mode; every size is left open but those that are 1, which broadcast."""
-    leaves, spec = flatten(call.args, call.kwargs)
-    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    shapes = [[Dim.STATIC if size == 1 else Dim.AUTO for size in tensor.shape] for tensor in tensors]
+    """torch.export of one layer in training mode. Every size is left open but those that are 1, which broadcast.
+
+    A layer that is an unrolled loop over positions has fixed sizes: with symbolic ones its export takes minutes.
+    """
     try:
-        bound = _Bound(call.module, leaves, spec)
-        with (
-            _training(call.module),
-            exportable_experts(call.module),
-            reversible_patches(),
-            kept_functions(),
-            torch.enable_grad(),
-        ):
-            return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
+        if call.operations <= UNROLLED:
+            with suppress(_Unrolled):
+                return _exported(call, Dim.AUTO, _Limit())
+        return _exported(call, Dim.STATIC, nullcontext())
     except Exception as error:
         raise TraceError(
             f"layer `{call.name}` ({type(call.module).__name__}) cannot be exported as a graph: {error}"
         ) from error
+
+
+def _exported(call: LayerCall, open_size: Any, limit: AbstractContextManager[Any]) -> ExportedProgram:
+    leaves, spec = flatten(call.args, call.kwargs)
+    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    shapes = [[Dim.STATIC if size == 1 else open_size for size in tensor.shape] for tensor in tensors]
+    bound = _Bound(call.module, leaves, spec, call.written)
+    with (
+        _training(call.module),
+        exportable_experts(call.module),
+        reversible_patches(),
+        kept_functions(),
+        torch.enable_grad(),
+        limit,
+    ):
+        return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
 
 
 @contextmanager
@@ -201,6 +239,8 @@ def trace_call(call: LayerCall) -> TracedLayer:
         constants=tuple(None if isinstance(out, (Node, torch.Tensor)) else out for out in call.outputs),
         stream_leaf=call.stream_leaf,
         stream_output=call.stream_output,
+        operations=call.operations,
+        written=call.written,
         alive=frozenset(call.alive),
     )
 

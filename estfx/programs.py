@@ -21,6 +21,7 @@ from estfx.capture import LayerCall, run_quietly
 from estfx.errors import TraceError
 from estfx.export import TracedLayer, trace_call
 from estfx.graphs import clone
+from estfx.layer_calls import outcome
 from estfx.passes import analysis, specialisation
 from estfx.pipeline import run_passes
 from estfx.signature import Signature, as_in, flatten, signature_of
@@ -156,12 +157,17 @@ class Kind:
         detached = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(detached, spec)
         with run_quietly(layer):
-            outputs, out_spec = pytree.tree_flatten(layer._estfx.original(layer, *args, **kwargs))  # type: ignore[union-attr, operator]
+            result = layer._estfx.original(layer, *args, **kwargs)  # type: ignore[union-attr, operator]
+        before = pytree.tree_unflatten(detached, spec)
+        outputs, out_spec, written = outcome(result, before, (args, kwargs))
         stream = self.first.traced.stream_leaf
         if stream >= len(leaves) or not isinstance(leaves[stream], torch.Tensor):
             shape = outputs[0].shape
             stream = next(i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.shape == shape)
-        call = LayerCall(self.name, layer, args, kwargs, stream, out_spec, outputs, self.first.traced.stream_output)
+        call = LayerCall(
+            self.name, layer, before[0], before[1], stream, out_spec, outputs, self.first.traced.stream_output
+        )
+        call.written, call.operations = written, self.first.traced.operations
         call.alive = set(self.first.traced.alive)
         with layer._estfx.bypassed():  # type: ignore[union-attr, operator]
             made = analysed(trace_call(call))
