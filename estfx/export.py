@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -27,6 +28,7 @@ from estfx.regions import inline_regions
 from estfx.signature import flatten
 
 UNROLLED = 400  # calls of torch functions; of other layers, those with experts and latent attention make 250
+DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 __all__ = ["TracedLayer", "trace_call"]
 
@@ -91,17 +93,23 @@ class _Unrolled(Exception):
     pass
 
 
-class _Limit(TorchFunctionMode):
-    """Raises once torch has been called more often than a layer does that is no unrolled loop."""
+class _Calls(TorchFunctionMode):
+    """Watches the layer's calls of torch while it is exported.
 
-    def __init__(self) -> None:
+    Raises _Unrolled once there are more of them than in a layer that is no unrolled loop. `weight.data`, which no graph
+    knows, is the weight detached: what is written into it is then written by the graph.
+    """
+
+    def __init__(self, limit: float) -> None:
         super().__init__()
-        self.calls = 0
+        self.left = limit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        if self.calls > UNROLLED:
+        self.left -= 1
+        if self.left < 0:
             raise _Unrolled
+        if func == DATA:  # `is` would compare wrappers
+            return args[0].detach()
         return func(*args, **(kwargs or {}))
 
 
@@ -113,15 +121,15 @@ def export_layer(call: LayerCall) -> ExportedProgram:
     try:
         if call.operations <= UNROLLED:
             with suppress(_Unrolled):
-                return _exported(call, Dim.AUTO, _Limit())
-        return _exported(call, Dim.STATIC, nullcontext())
+                return _exported(call, Dim.AUTO, _Calls(UNROLLED))
+        return _exported(call, Dim.STATIC, _Calls(inf))
     except Exception as error:
         raise TraceError(
             f"layer `{call.name}` ({type(call.module).__name__}) cannot be exported as a graph: {error}"
         ) from error
 
 
-def _exported(call: LayerCall, open_size: Any, limit: AbstractContextManager[Any]) -> ExportedProgram:
+def _exported(call: LayerCall, open_size: Any, calls: _Calls) -> ExportedProgram:
     leaves, spec = flatten(call.args, call.kwargs)
     tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
     shapes = [[Dim.STATIC if size == 1 else open_size for size in tensor.shape] for tensor in tensors]
@@ -132,7 +140,7 @@ def _exported(call: LayerCall, open_size: Any, limit: AbstractContextManager[Any
         reversible_patches(),
         kept_functions(),
         torch.enable_grad(),
-        limit,
+        calls,
     ):
         return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
 
