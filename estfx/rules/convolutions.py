@@ -19,20 +19,23 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, a
 def convolution(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
     """`out[b, g·o, t] = Σ_{i, s} input[b, g·i, t + s] · weight[g·o, i, s] + bias[g·o]`, for each of the groups `g`.
 
-    What a filter slides over stays whole.
+    What a filter slides over stays whole, and so do the inputs of a group where there are several of both: the dimension
+    that the sum runs over holds the groups too, over which nothing is summed and which must not be scaled.
     """
     x, weight, groups = walk.of(a["input"]), walk.of(a["weight"]), a["groups"]
     filters = len(weight) - 2
     batch = x[: len(x) - filters - 1]
     channels, *places = x[len(batch) :]
-    parts = _by_group(walk, channels, groups), _by_group(walk, weight[0], groups)
-    if parts[0] is None or parts[1] is None:
+    given, made = _by_group(walk, channels, groups), _by_group(walk, weight[0], groups)
+    if given is None or made is None:
         return walk.pin_all(node, f"groups do not divide the channels at {describe(node)}")
-    (group, inner), (same, outer) = parts
+    (group, inner), (same, outer) = given, made
     walk.unify(node, group, same)
     walk.unify(node, inner, weight[1])
-    if walk.algebra.size(inner) > 1:
+    if groups == 1:
         walk.close(node, "input", len(batch), channels, (outer,))
+    elif walk.algebra.size(inner) > 1:
+        walk.pin(f"summed over in groups at {describe(node)}", inner)
     if a["bias"] is not None:
         walk.unify(node, weight[0], walk.of(a["bias"])[0])
     after = walk.fresh_like(node)[len(batch) + 1 :]
