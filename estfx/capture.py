@@ -79,14 +79,11 @@ def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     if "use_cache" in kwargs or kwargs.get("past_key_values") is not None:
         return kwargs
     config = getattr(model, "config", None)
-    if config is None or not takes_argument(type(model).forward, "use_cache"):
+    parameters = inspect.signature(type(model).forward).parameters
+    hands_on = hasattr(config, "use_cache") and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if config is None or not ("use_cache" in parameters or hands_on):
         return kwargs
     return {**kwargs, "use_cache": False}
-
-
-def takes_argument(function: Callable[..., Any], name: str) -> bool:
-    parameters = inspect.signature(function).parameters
-    return name in parameters
 
 
 @contextmanager

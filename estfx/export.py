@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from estfx import tags
 from estfx.capture import LayerCall
 from estfx.errors import TraceError
+from estfx.exportable import exportable_experts, reversible_patches
 from estfx.graphs import has_tensor
 from estfx.own_functions import kept_functions, replace_calls
 from estfx.regions import inline_regions
@@ -59,15 +60,6 @@ class TracedLayer:
         return pytree.tree_unflatten(leaves, self.out_spec)
 
 
-def _export_patches() -> AbstractContextManager[Any]:
-    """Transformers' own reversible patches for code that does not export, if transformers is what the model is of."""
-    try:
-        from transformers.exporters.exporter_dynamo import apply_patches  # type: ignore[attr-defined]
-    except ImportError:
-        return nullcontext()
-    return apply_patches("dynamo")
-
-
 class _Bound(nn.Module):
     """The layer as a function of its tensor arguments alone, the others fixed."""
 
@@ -93,7 +85,13 @@ def export_layer(call: LayerCall) -> ExportedProgram:
     shapes = [[Dim.STATIC if size == 1 else Dim.AUTO for size in tensor.shape] for tensor in tensors]
     try:
         bound = _Bound(call.module, leaves, spec)
-        with _training(call.module), _export_patches(), kept_functions(), torch.enable_grad():
+        with (
+            _training(call.module),
+            exportable_experts(call.module),
+            reversible_patches(),
+            kept_functions(),
+            torch.enable_grad(),
+        ):
             return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:
         raise TraceError(

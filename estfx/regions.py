@@ -41,7 +41,7 @@ def _inline(gm: GraphModule, node: Node) -> None:
             results = _copied(gm, body, operands)
         else:
             device_type, dtype, enabled, cache, body, *given = node.args
-            if _is_in_force(device_type, dtype, enabled):  # type: ignore[arg-type]
+            if _is_in_force(device_type, dtype, enabled):
                 results = _copied(gm, body, given)
             else:
                 state = (device_type, dtype, enabled, cache)
@@ -50,15 +50,15 @@ def _inline(gm: GraphModule, node: Node) -> None:
                 graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
     for user in list(node.users):
         assert user.target is operator.getitem, f"{user} reads a region as a whole"
-        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+        user.replace_all_uses_with(results[user.args[1]])
         graph.erase_node(user)
     graph.erase_node(node)
 
 
-def _is_in_force(device_type: str, dtype: torch.dtype | None, enabled: bool) -> bool:
+def _is_in_force(device_type: Any, dtype: Any, enabled: Any) -> bool:
     if torch.is_autocast_enabled(device_type) != enabled:
         return False
-    return not enabled or dtype is None or torch.get_autocast_dtype(device_type) == dtype
+    return bool(not enabled or dtype is None or torch.get_autocast_dtype(device_type) == dtype)
 
 
 def _detached(gm: GraphModule, value: Any) -> Any:

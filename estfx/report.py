@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from estfx import tags
+from estfx.exportable import loops_over_experts
 from estfx.programs import Variant, analysed
 from estfx.trace import Decoder, trace
 
@@ -54,6 +55,11 @@ def report_of(decoder: Decoder, variants: dict[str, Variant], notes: dict[str, l
         variant = variants[info.program]
         found = [_axis_report(variant, role) for role in variant.roles.found]
         reasons = [*variant.roles.notes, *(notes or {}).get(info.program, [])]
+        if loops_over_experts(info.call.module):
+            reasons.append(
+                "its experts are looped over in Python, which depends on the data; its graph computes them as grouped "
+                "products, equal up to rounding"
+            )
         if not variant.residuals.droppable:
             reasons.append(f"the layer cannot be skipped: {variant.residuals.reason}")
         if not found and not variant.roles.notes:

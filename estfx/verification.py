@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from estfx import tags
 from estfx.axes import Axis, Dim, Sum
 from estfx.capture import LayerCall, run_quietly
+from estfx.double_precision import promoted
 from estfx.errors import VerifyError
 from estfx.graphs import arguments, clone, has_tensor
 from estfx.passes import specialisation
@@ -41,10 +42,7 @@ def verify_kind(variant: Variant, call: LayerCall) -> list[str]:
     if any(p.device.type == "meta" for p in call.module.parameters()):
         return ["not verified: its weights are on the meta device"]
     notes = _verify_whole(variant, call)
-    try:
-        inputs = _double_inputs(variant, call)
-    except NotImplementedError as error:
-        return [*notes, f"not verified in float64: {error}"]
+    inputs = _double_inputs(variant, call)
     roles = list(variant.roles.found)
     if roles and (failure := _verify_narrowed(variant, roles, inputs)):
         kept = []
@@ -137,8 +135,6 @@ def _double_inputs(variant: Variant, call: LayerCall) -> tuple[Tensors, Tensors]
     inputs = [leaves[i] for i in variant.traced.input_leaves]
     weights = [resolve(call.module, path) for _, path in tags.get(variant.traced.graph, tags.Interface).weights]
     double = [[t.detach().double() if t.is_floating_point() else t.detach() for t in ts] for ts in (inputs, weights)]
-    if any(node.target is torch.ops.aten._grouped_mm.default for node in variant.traced.graph.graph.nodes):
-        raise NotImplementedError("grouped matrix products do not exist in float64")
     return double[0], double[1]
 
 
@@ -163,34 +159,6 @@ def _verify_narrowed(variant: Variant, roles: list[tags.Role], inputs: tuple[Ten
     got = _values_and_gradients(lambda x: narrowed(x, *sides, *indices, *leaf_weights)[0], inputs[0][0], leaf_weights)
     worst = worst_error(want, got)
     return "" if worst <= MASKED_TOLERANCE else f"relative error {worst:.1e} against the masked whole in float64"
-
-
-def promoted(gm: GraphModule) -> GraphModule:
-    """The graph in float64 wherever it names a smaller type, and without dropout, whose draws depend on sizes."""
-    for node in gm.graph.nodes:
-        _without_dropout(node)
-        node.args = pytree.tree_map(_double_dtype, node.args, is_leaf=lambda x: isinstance(x, Node))
-        node.kwargs = pytree.tree_map(_double_dtype, node.kwargs, is_leaf=lambda x: isinstance(x, Node))
-        if node.op == "get_attr" and (value := getattr(gm, node.target)).is_floating_point():
-            setattr(gm, node.target, value.double())
-    gm.recompile()
-    return gm
-
-
-def _without_dropout(node: Node) -> None:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return
-    for position, argument in enumerate(schema.arguments):
-        if argument.name == "dropout_p" or (argument.name == "p" and "dropout" in schema.name):
-            if position < len(node.args):
-                node.update_arg(position, 0.0)
-            elif argument.name in node.kwargs:
-                node.update_kwarg(argument.name, 0.0)
-
-
-def _double_dtype(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
 def masked_whole(gm: GraphModule, units: Mapping[Axis, np.ndarray], inputs: Tensors) -> tuple[torch.Tensor, ...]:

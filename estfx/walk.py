@@ -69,7 +69,6 @@ class Walk:
         self.dims: dict[Node, Dims | list[Dims]] = {}
         self.closings: list[_Closing] = []
         self.couplings: list[tuple[Ref, Node]] = []
-        self.from_stream: set[Node] = set()
         self.carriers: set[Node] = set()  # of numbers from the stream; what only depends on positions is none
         self.mixing: list[tuple[Node, Ref | None]] = []
 
@@ -160,8 +159,6 @@ class Walk:
         for node in self.gm.graph.nodes:
             if node.op == "output":
                 continue
-            if node is stream or any(source in self.from_stream for source in node.all_input_nodes):
-                self.from_stream.add(node)
             if node is stream or (_has_numbers(node) and any(n in self.carriers for n in node.all_input_nodes)):
                 self.carriers.add(node)
             self.dims[node] = self._visit(node)
@@ -202,8 +199,6 @@ class Walk:
         base = memory_of(node)
         if base is None or base.op != "call_function":
             return False
-        if node in self.from_stream:
-            self.from_stream.add(base)
         if node in self.carriers:
             self.carriers.add(base)
         return True
@@ -258,9 +253,7 @@ class Resize:
     axes: tags.Axes
     kept: Mapping[Axis, int]
     materialise: Callable[[Any, Dim], Any]  # the size of a dimension with a dynamic part, from what it was
-    born: Mapping[Node, str] = field(
-        default_factory=dict
-    )  # the values that stand for others now, of which they are part
+    born: Mapping[Node, str] = field(default_factory=dict)  # what took the place of others, as a part
 
     def dims(self, node: Node) -> tuple[Dim, ...]:
         """What the dimensions were made of before anything was narrowed."""

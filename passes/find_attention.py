@@ -17,16 +17,6 @@ from estfx.pipeline import Analysis
 aten = torch.ops.aten
 FUSED = {aten.scaled_dot_product_attention.default}
 SOFTMAX = {aten.softmax.int, aten._softmax.default}
-PASS_ON = {
-    aten.dropout.default,
-    aten.to.dtype,
-    aten.type_as.default,
-    aten.view.default,
-    aten.reshape.default,
-    aten.contiguous.default,
-    aten.expand.default,
-    aten.slice.Tensor,
-}
 
 
 @dataclass(frozen=True)
@@ -98,12 +88,12 @@ def _core_by_hand(softmax: Node, axes: tags.Axes) -> Iterator[tags.Core]:
         if node in seen or not has_tensor(node):
             continue
         seen.add(node)
-        if node.name in closings and set(closings[node.name].dim.axes()) == weighed:
+        if node.name in closings and weighed.issuperset(closings[node.name].dim.axes()):
             operands = [n for n in nodes_within((node.args, node.kwargs)) if has_tensor(n)]
             left = {a for n in operands if n in seen for a in _axes_of(axes.dims[n.name])}
             right = {a for n in operands if n not in seen for a in _axes_of(axes.dims[n.name])}
             out = _axes_of(axes.dims[node.name])
             batch = tuple(a for a in out if a in left and a in right)
             yield tags.Core(node.name, batch, batch, tuple(a for a in out if a in right and a not in left))
-        elif node.target in PASS_ON:
+        elif node.name not in closings and weighed.intersection(_axes_of(axes.dims[node.name])):
             todo.extend(node.users)

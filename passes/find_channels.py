@@ -17,7 +17,7 @@ from estfx.pipeline import Analysis
 
 @dataclass(frozen=True)
 class FindChannels(Analysis):
-    """`out = Σ_c scan(x[c, :]) · w[c, :]`: an axis `c` that goes side by side through what mixes positions are channels.
+    """`out = Σ_c scan(x[c]) · w[c, :]`: an axis `c` that goes side by side through what mixes positions are channels.
 
     before                                          after, in the tag
         %c = conv1d(%u, %filter)    [b, h·d, t]

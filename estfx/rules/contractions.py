@@ -32,7 +32,7 @@ def _matmul(walk: Walk, node: Node, left: str, right: str, a: Arguments, shape: 
         walk.mix(node)
     own = len(rows) + len(columns)
     batch = _batch(walk, node, x[:-2], y[:-2], shape[: len(shape) - own])
-    if a[left] in walk.from_stream or a[right] not in walk.from_stream:
+    if a[left] in walk.carriers or a[right] not in walk.carriers:
         walk.close(node, left, -1, x[-1], columns)
     else:
         walk.close(node, right, -2 if len(y) > 1 else -1, inner, rows)
@@ -100,7 +100,7 @@ def einsum(walk: Walk, node: Node, a: Arguments) -> "Dims | list[Dims]":
         walk.mix(node)
     for letter in letters.keys() - set(result):
         holders = [i for i, term in enumerate(operands) if letter in term]
-        from_stream = [i for i in holders if a["tensors"][i] in walk.from_stream] or holders
+        from_stream = [i for i in holders if a["tensors"][i] in walk.carriers] or holders
         mine = set(operands[from_stream[0]])
         others = tuple(letters[other] for other in result if other not in mine)
         position = operands[from_stream[0]].index(letter)

@@ -19,17 +19,17 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, a
 def convolution(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
     """`out[b, g·o, t] = Σ_{i, s} input[b, g·i, t + s] · weight[g·o, i, s] + bias[g·o]`, for each of the groups `g`.
 
-    What a filter slides over stays whole, and so do the inputs of a group where there are several of both: the dimension
+    What a filter slides over stays whole. So do the inputs of a group, where there are several of both: the dimension
     that the sum runs over holds the groups too, over which nothing is summed and which must not be scaled.
     """
     x, weight, groups = walk.of(a["input"]), walk.of(a["weight"]), a["groups"]
     filters = len(weight) - 2
     batch = x[: len(x) - filters - 1]
     channels, *places = x[len(batch) :]
-    given, made = _by_group(walk, channels, groups), _by_group(walk, weight[0], groups)
-    if given is None or made is None:
+    inputs, outputs = _by_group(walk, channels, groups), _by_group(walk, weight[0], groups)
+    if inputs is None or outputs is None:
         return walk.pin_all(node, f"groups do not divide the channels at {describe(node)}")
-    (group, inner), (same, outer) = given, made
+    (group, inner), (same, outer) = inputs, outputs
     walk.unify(node, group, same)
     walk.unify(node, inner, weight[1])
     if groups == 1:

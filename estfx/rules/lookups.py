@@ -1,4 +1,4 @@
-"""Operators that read or write at positions that a tensor gives: what they look into stays whole, the rest does not."""
+"""Operators that read or write at positions given by a tensor: what they look into stays whole, the rest goes along."""
 
 from __future__ import annotations
 

@@ -1,0 +1,156 @@
+"""The rows of a sweep as a page, and the differences between two sweeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any
+
+from architecture_row import Row, all_of, complete
+
+__all__ = ["differences", "page"]
+
+# What other tools say of themselves: the types that they name, and how many that is.
+OTHERS = (
+    ("Torch-Pruning 1.6.1", "its tests of language models: 9 checkpoints of 3 families", ("llama", "qwen2", "phi3")),
+    ("NVIDIA ModelOpt", "attention of Hugging Face models pruned by rules made by hand", ("bert", "gptj")),
+    ("AutoParallel", "20 models ran, 14 passed", ()),
+)
+LONGEST = 220  # characters of a reason
+KEYS = ("failed", "error", "without_gradient")
+
+
+def page(record: dict[str, Any]) -> str:
+    """The markdown page of a sweep's record: `environment` and `rows`."""
+    rows: list[Row] = record["rows"]
+    packages = record["environment"]["packages"]
+    ran = [row for row in rows if row.get("failed") not in ("build", "run", "time", "process")]
+    reasons = _numbered_reasons(rows)
+    lines = [
+        "# What is narrowed in each model type of transformers",
+        "",
+        f"{len(rows)} causal language model types of transformers {packages['transformers']}, with torch "
+        f"{packages['torch']}. Tiny random models of {len(ran)} could be built and run; {sum(map(complete, rows))} are "
+        "complete: layers can be skipped (or each normalises its stream, so that none can be), heads or channels are "
+        "narrowed in every kind of layer, neurons in the model if it has any, and in a step of a narrowed stage every "
+        "parameter of the running layers has a gradient that has one in the original.",
+        "",
+        "*Whole*: how far the graph of a whole layer differs from the layer, values and gradients, relative. *Narrowed "
+        "graph*: whether it equals the masked whole in float64. Numbers stand for the reasons below the table. "
+        "Made by `python benchmarks/architectures.py`.",
+        "",
+        "| type | layers (may be skipped) | kinds | narrowed | whole | narrowed graph | s | what stays whole |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_line(row, reasons) for row in rows),
+        "",
+        "## Reasons",
+        "",
+        *(f"{number}. {_cell(reason)}" for reason, number in reasons.items()),
+        "",
+        "## Not complete",
+        "",
+        *(f"- `{row['type']}`: {_shortcoming(row)}" for row in rows if not complete(row)),
+        "",
+        "## What others cover",
+        "",
+        *_others(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Row, reasons: dict[str, int]) -> str:
+    if "failed" in row:
+        return f"| {row['type']} | – | – | – | – | – | – | {_cell(row['failed'] + ': ' + row['error'])} |"
+    axes = sorted({f"{role} {size}" for role, size in all_of(row, "axes")})
+    kinds = row["kinds"].values()
+    droppable = sum(kind["layers"] for kind in kinds if kind["droppable"])
+    difference = max(kind["whole_difference"] for kind in kinds)
+    cells = [
+        row["type"],
+        f"{sum(kind['layers'] for kind in kinds)} ({droppable})",
+        len(kinds),
+        ", ".join(axes) or "–",
+        f"{difference:.0e}" if difference else "equal",
+        " ".join(_numbers(all_of(row, "unverified"), reasons)) or "equal",
+        row["seconds"],
+        " ".join(_numbers(all_of(row, "notes"), reasons)),
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _shortcoming(row: Row) -> str:
+    if "failed" in row:
+        return _cell(f"{row['failed']}: {row['error']}")
+    missing = [f"no gradient: {', '.join(row['without_gradient'])}"] if row["without_gradient"] else []
+    reasons = dict.fromkeys(_without_places(note) for note in (*all_of(row, "unverified"), *all_of(row, "notes")))
+    return _cell("; ".join([*missing, *reasons]) or "neither narrowed nor with a reason: heads or neurons")
+
+
+def _others(rows: list[Row]) -> Iterator[str]:
+    by_type = {row["type"]: row for row in rows}
+    for tool, what, types in OTHERS:
+        states = [
+            f"`{name}` ({'complete' if complete(by_type[name]) else 'not complete'})"
+            for name in types
+            if name in by_type
+        ]
+        yield f"- {tool}: {what}" + (f". Rows of these here: {', '.join(states)}." if states else ".")
+
+
+def _numbered_reasons(rows: list[Row]) -> dict[str, int]:
+    reasons: dict[str, int] = {}
+    for row in rows:
+        for note in (*all_of(row, "unverified"), *all_of(row, "notes")):
+            reasons.setdefault(_without_places(note), len(reasons) + 1)
+    return reasons
+
+
+def _numbers(notes: list[str], reasons: dict[str, int]) -> list[str]:
+    return [f"[{number}]" for number in sorted({reasons[_without_places(note)] for note in notes})]
+
+
+def _without_places(note: str) -> str:
+    """The reason without file, line, names of nodes and sizes, so that the same one reads the same in every model."""
+    note = re.sub(r" \(modeling_\w+\.py:\d+\)", "", note)
+    note = re.sub(r"\b\w+ = (\w+?)_?\.\w+", r"\1", note)  # a node: its operator says enough
+    note = re.sub(r"\b([a-z_]+?)_\d+\b", r"\1", note)
+    note = re.sub(r"a dimension of \d+ ", "a dimension ", note)
+    return re.sub(r"\((\d+): ", "(", note)
+
+
+def _cell(text: str) -> str:
+    text = text.replace("|", "\\|").replace("\n", " ")
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+    """What two sweeps' records say differently, a line for each type and key; seconds are left out."""
+    for name, version in one["environment"]["packages"].items():
+        if other["environment"]["packages"].get(name) != version:
+            yield f"{name}: {version} against {other['environment']['packages'].get(name)}"
+    rows, others = ({row["type"]: row for row in record["rows"]} for record in (one, other))
+    for model_type in sorted(rows.keys() | others.keys()):
+        if model_type not in rows or model_type not in others:
+            yield f"{model_type}: only in the {'first' if model_type in rows else 'second'}"
+            continue
+        a, b = rows[model_type], others[model_type]
+        if complete(a) != complete(b):
+            yield f"{model_type}: complete only in the {'first' if complete(a) else 'second'}"
+        for key in KEYS:
+            if a.get(key) != b.get(key):
+                yield f"{model_type}: {key} {a.get(key)} against {b.get(key)}"
+        for mine, theirs in zip_longest(*(map(_kind_text, row.get("kinds", {}).items()) for row in (a, b))):
+            if mine != theirs:
+                yield f"{model_type}: kind {mine} against {theirs}"
+
+
+def _kind_text(item: tuple[str, Row]) -> str:
+    """A kind of layer without the places of its notes: lines of a file move between versions."""
+    name, kind = item
+    skipped = "may be skipped" if kind["droppable"] else "always runs"
+    notes = sorted({_without_places(note) for note in (*kind["unverified"], *kind["notes"])})
+    axes = ", ".join(f"{role} {size}" for role, size in kind["axes"])
+    return (
+        f"{name} of {kind['layers']} layers ({skipped}; {axes}; whole {kind['whole_difference']}; {'; '.join(notes)})"
+    )
