@@ -125,6 +125,13 @@ ROWS = [
     Row(aten.floor_divide.default, aten.floor_divide.default, [(3, 5), (5,)], "a b, b -> a b"),
     Row(aten.floor_divide.default, lambda x: aten.floor_divide.default(x, 2), [(3, 5)], "a b -> a b"),
     *(Row(op, op, [Mask((5,)), Mask((3, 1))], "a, b 1 -> b a") for op in BITS),
+    # the plain forms of what is in place below
+    Row(aten.copy.default, aten.copy.default, [(3, 5), (3, 1)], "a b, a 1 -> a b"),
+    Row(aten.fill.Scalar, lambda x: aten.fill.Scalar(x, 7.0), [(3, 5)], "a b -> a b"),
+    Row(aten.fill.Tensor, aten.fill.Tensor, [(3, 5), ()], "a b, () -> a b"),
+    Row(aten.zero.default, aten.zero.default, [(3, 5)], "a b -> a b"),
+    Row(aten.uniform.default, lambda x: aten.uniform.default(x, -1.0, 1.0), [(3, 5)], "a b -> a b", "shape"),
+    Row(aten.exponential.default, aten.exponential.default, [(3, 5)], "a b -> a b", "shape"),
     # in place, the values broadcast
     Row(aten.copy_.default, own(aten.copy_.default), [(3, 5), (5,)], "a b, b -> a b"),
     Row(aten.copy_.default, own(aten.copy_.default), [(3, 5), (3, 1)], "a b, a 1 -> a b"),
