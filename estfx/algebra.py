@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 import sympy
 import torch
+from sympy import prime
 
 from estfx.axes import Axis, Dim, Product, Sum
 
@@ -27,9 +28,24 @@ def extent_of(size: int | torch.SymInt) -> tuple[int, Extent]:
     if isinstance(size, torch.SymInt):
         expr = size.node.expr
         if not expr.is_number:
-            return int(size.node.hint), expr
+            hint = size.node.hint
+            return (_stand_in(size) if hint is None else int(hint)), expr
         size = int(expr)
     return int(size), int(size)
+
+
+def _stand_in(size: torch.SymInt) -> int:
+    """A value for a size that depends on the data, such as the number of tokens that an expert is given: each unknown
+    in it is a large prime of its own, which no other size is mistaken for.
+    """
+    known = size.node.shape_env.backed_var_to_val
+    values = {s: known[s] if s in known else prime(200 + int("".join(filter(str.isdigit, s.name)))) for s in free(size)}
+    return int(size.node.expr.xreplace(values))
+
+
+def free(size: torch.SymInt) -> set[sympy.Symbol]:
+    found: set[sympy.Symbol] = size.node.expr.free_symbols
+    return found
 
 
 def _ratio(whole: Extent, part: Extent) -> Extent:

@@ -5,39 +5,23 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from estfx.attribute_reads import Reads, recorded_reads
 from estfx.errors import TraceError, UnsupportedModelError
+from estfx.find_layers import WAYS, Way, layer_calls
+from estfx.layer_calls import LayerCall, Recording, recorded_calls
+from estfx.layer_names import LayerPatterns, check_named, looks_like_layers, named_modules
 from estfx.meta_run import NumbersHaveValues
 from estfx.signature import flatten
 
 __all__ = ["LayerCall", "capture_layers", "default_inputs", "run_quietly"]
 
 BATCH, SEQUENCE = 3, 17  # distinct primes, so that no size is mistaken for the other
-
-
-@dataclass
-class LayerCall:
-    """One layer as the model called it."""
-
-    name: str
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    stream_leaf: int  # which leaf of (args, kwargs) is the residual stream
-    out_spec: pytree.TreeSpec
-    outputs: list[Any]  # leaves of the result
-    stream_output: int  # which leaf of the result is the stream
-    calls: int = 1
-    alive: set[int] = field(default_factory=set)  # other result leaves that something outside the layer read
-    attributes: dict[str, set[str]] = field(default_factory=dict)  # read while it ran, by submodule
 
 
 def default_inputs(
@@ -110,142 +94,102 @@ def values_on_meta(model: nn.Module) -> AbstractContextManager[Any]:
     return NumbersHaveValues() if on_meta else nullcontext()
 
 
-class _Watch(TorchFunctionMode):
-    """Notes which of the watched tensors any operation reads."""
+def capture_layers(
+    model: nn.Module, example_inputs: object = None, layers: LayerPatterns | None = None
+) -> list[LayerCall]:
+    """The layers' calls in the order in which the model makes them, those that `layers` names or those that are found.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.watched: dict[int, tuple[torch.Tensor, LayerCall, int]] = {}
-
-    def read(self, tree: object) -> None:
-        for leaf in pytree.tree_leaves(tree):
-            if isinstance(leaf, torch.Tensor) and id(leaf) in self.watched:
-                _, call, position = self.watched[id(leaf)]
-                call.alive.add(position)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.watched:
-            self.read((args, kwargs))
-        return func(*args, **kwargs)
-
-
-def _stream_leaves(inputs: list[Any], outputs: list[Any]) -> tuple[int, int] | None:
-    """(input leaf, output leaf) of the first floating-point tensor that keeps its shape, or None."""
-    for j, out in enumerate(outputs):
-        if isinstance(out, torch.Tensor):
-            if not out.is_floating_point() or out.ndim < 2:
-                return None
-            for i, leaf in enumerate(inputs):
-                if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.shape == out.shape:
-                    return i, j
-            return None
-    return None
-
-
-def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    members: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList):
-            for key, member in module.named_children():
-                if next(member.parameters(), None) is not None:
-                    members[f"{name}.{key}" if name else key] = member
-    return members
-
-
-def capture_layers(model: nn.Module, example_inputs: object = None) -> list[LayerCall]:
-    """The layers in the order in which the model calls them.
-
-    Raises UnsupportedModelError if there are none, TraceError if the model does not run on the example inputs.
+    Raises UnsupportedModelError if there are none, or if what is named is none, TraceError if the model does not run on
+    the example inputs.
     """
     args, kwargs = call_arguments(model, example_inputs)
     kwargs = without_cache(model, kwargs)
-    found: dict[str, LayerCall] = {}
-    watch = _Watch()
+    if layers is not None:
+        return _named(model, layers, args, kwargs)
+    lists: list[LayerCall] = []
+    for way in WAYS:
+        found = _looked_for(way, model, args, kwargs)
+        if way is WAYS[0]:
+            lists = found
+            if _is_chain(found):
+                return found
+        elif found and all(any(_inside(inner, outer) for outer in found) for inner in lists):
+            return found  # what the lists held lies in these: experts, for one
+    if not lists:
+        raise UnsupportedModelError(_no_layers(model))
+    return lists
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch.read((args, kwargs))
 
-    def leave(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            if name in found:
-                found[name].calls += 1
-                return
-            inputs = flatten(args, kwargs)[0]
-            outputs, out_spec = pytree.tree_flatten(result)
-            stream = _stream_leaves(inputs, outputs)
-            if stream is None:
-                return
-            call = LayerCall(name, module, args, dict(kwargs), stream[0], out_spec, outputs, stream[1])
-            found[name] = call
-            for position, leaf in enumerate(outputs):
-                if isinstance(leaf, torch.Tensor) and position != stream[1] and leaf is not outputs[stream[1]]:
-                    watch.watched[id(leaf)] = (leaf, call, position)
+def _looked_for(way: Way, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LayerCall]:
+    candidates = way.candidates(model)
+    if not candidates:
+        return []
+    recording, reads = _observe(model, candidates, args, kwargs)
+    return _with_reads(layer_calls(way.choose(recording), recording), recording, reads)
 
-        return hook
 
-    candidates = _candidates(model)
-    with ExitStack() as stack, run_quietly(model):
-        reads = stack.enter_context(_recorded_reads(candidates))
-        for name, module in candidates.items():
-            for handle in (
-                module.register_forward_pre_hook(enter, with_kwargs=True),
-                module.register_forward_hook(leave(name, module), with_kwargs=True),
-            ):
-                stack.callback(handle.remove)
+def _named(model: nn.Module, layers: LayerPatterns, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LayerCall]:
+    recording, reads = _observe(model, named_modules(model, layers), args, kwargs, any_output=True)
+    check_named(model, recording)
+    return _with_reads(layer_calls(recording.candidates, recording), recording, reads)
+
+
+def _observe(
+    model: nn.Module,
+    candidates: dict[str, nn.Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    any_output: bool = False,
+) -> tuple[Recording, Reads]:
+    with run_quietly(model), recorded_reads(candidates) as reads:
         try:
-            with watch, values_on_meta(model):
-                result = model(*copy.copy(args), **kwargs)
+            with recorded_calls(candidates, any_output) as (recording, watch), values_on_meta(model):
+                watch.read(model(*copy.copy(args), **kwargs))
         except Exception as error:
             error.add_note(f"while `{type(model).__name__}` ran on the example inputs of estfx, in training mode")
             raise TraceError(f"`{type(model).__name__}` does not run on the example inputs: {error}") from error
-        watch.read(result)
-    layers = [call for name, call in found.items() if not any(name.startswith(f"{outer}.") for outer in found)]
-    for call in layers:
-        call.attributes = {path: names for path, names in reads.get(call.name, {}).items() if names}
-    if not layers:
-        lists = sorted(name for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
-        what = f"none of its ModuleLists ({', '.join(lists)}) holds" if lists else "it has no nn.ModuleList that holds"
-        raise UnsupportedModelError(
-            f"no layers found in `{type(model).__name__}`: {what} modules that map a residual stream to its own shape. "
-            "Put the layers into an nn.ModuleList and let each take the stream and return it."
-        )
-    return layers
+    return recording, reads
 
 
-@contextmanager
-def _recorded_reads(candidates: dict[str, nn.Module]) -> Iterator[dict[str, dict[str, set[str]]]]:
-    """Which attributes each layer's submodules read: layers that differ in none of them run the same code."""
-    reads: dict[str, dict[str, set[str]]] = {}
-    classes: dict[type, type] = {}
-    sinks: dict[int, set[str]] = {}
-    swapped: list[tuple[nn.Module, type]] = []
+def _with_reads(calls: list[LayerCall], recording: Recording, reads: Reads) -> list[LayerCall]:
+    for call in calls:
+        call.attributes = {path: names for path, names in reads[call.path].items() if names}
+    for call in calls:
+        if call.number == 2:
+            _refuse_changes(call, recording)
+    return calls
 
-    def recording(cls: type) -> type:
-        lookup: Any = cls.__getattribute__
 
-        def __getattribute__(self: nn.Module, name: str) -> Any:
-            if not name.startswith("_"):
-                sink = sinks.get(id(self))
-                if sink is not None:
-                    sink.add(name)
-            return lookup(self, name)
+def _refuse_changes(call: LayerCall, recording: Recording) -> None:
+    """Raises TraceError if a module reads an attribute that is another at another of its calls."""
+    first, *others = (observed.state for observed in recording.calls if observed.path == call.path)
+    for path, names in call.attributes.items():
+        for name in sorted(names & first[path].keys()):
+            values = [first[path][name], *(state[path].get(name) for state in others)]
+            if any(type(value) is not type(values[0]) or value != values[0] for value in values):
+                attribute = f"{path}.{name}" if path else name
+                raise TraceError(
+                    f"layer `{call.path}` is called {len(values)} times in a forward, and reads its attribute "
+                    f"`{attribute}`, which is not the same each time ({', '.join(map(repr, values[:4]))}). Its graph "
+                    "would hold one value for all calls: give the value as an argument of the call."
+                )
 
-        return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__})
 
-    for name, layer in candidates.items():
-        for path, module in layer.named_modules():
-            sinks[id(module)] = reads.setdefault(name, {}).setdefault(path, set())
-            if type(module) in classes.values():
-                continue
-            cls = type(module)
-            try:
-                module.__class__ = classes.setdefault(cls, recording(cls))
-                swapped.append((module, cls))
-            except TypeError:  # a class with its own layout, such as a scripted module: compare all it has
-                sinks[id(module)].update(k for k in vars(module) if not k.startswith("_"))
-    try:
-        yield reads
-    finally:
-        for module, cls in swapped:
-            module.__class__ = cls
+def _is_chain(calls: list[LayerCall]) -> bool:
+    """Whether any call is given what another returned; of one call there is nothing to be told."""
+    given = {id(flatten(call.args, call.kwargs)[0][call.stream_leaf]) for call in calls}
+    return len(calls) == 1 or any(id(call.outputs[call.stream_output]) in given for call in calls)
+
+
+def _inside(inner: LayerCall, outer: LayerCall) -> bool:
+    return any(module is inner.module for module in outer.module.modules())
+
+
+def _no_layers(model: nn.Module) -> str:
+    lists = sorted(name for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    what = f"none of its ModuleLists ({', '.join(lists)}) holds" if lists else "it has no nn.ModuleList that holds"
+    return (
+        f"no layers found in `{type(model).__name__}`: {what} modules that map a residual stream to its own shape, and "
+        "no other siblings of it do so in a chain. Put the layers into an nn.ModuleList and let each take the stream "
+        f'and return it, or name them with layers="blocks.*". {looks_like_layers(model)}'
+    )

@@ -49,6 +49,14 @@ ConfigValues = Annotated[
     list[str] | None,
     typer.Option("--config", metavar="KEY=VALUE", help="A value of the model's configuration. May be repeated."),
 ]
+LayerNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        metavar="PATTERN",
+        help="Names the layers instead of finding them: 'blocks.*', a star for one part of a name. May be repeated.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output, and nothing else there.")]
 
 
@@ -112,7 +120,7 @@ def train(
 
 
 @app.command()
-def inspect(model: Model, config: ConfigValues = None, as_json: AsJson = False) -> None:
+def inspect(model: Model, config: ConfigValues = None, layers: LayerNames = None, as_json: AsJson = False) -> None:
     """Show a model's layers, and what can be narrowed in them: axes, roles, reasons."""
     import estfx
     from estfx.model_spec import build_model, parse_options
@@ -121,7 +129,7 @@ def inspect(model: Model, config: ConfigValues = None, as_json: AsJson = False) 
     with quiet_transformers():
         built = build_model(model, parse_options(config or ()), weightless_above=_REAL)
         with built.mode:
-            report = estfx.inspect(built.model, built.example_inputs)
+            report = estfx.inspect(built.model, built.example_inputs, layers=layers or None)
     if as_json:
         typer.echo(json.dumps(report.model_dump(mode="json"), indent=2))
     else:
@@ -139,6 +147,7 @@ def dump(
         typer.Option("--schedule", metavar="FILE", help="A schedule in YAML. Default: the three stages of the paper."),
     ] = None,
     config: ConfigValues = None,
+    layers: LayerNames = None,
     output: Annotated[Literal["text"], typer.Option("--format", help="How to write the graphs.")] = "text",
     as_json: AsJson = False,
 ) -> None:
@@ -154,7 +163,7 @@ def dump(
     with quiet_transformers():
         built = build_model(model, parse_options(config or ()), weightless_above=_REAL)
         with built.mode:
-            text = estfx.dump(built.model, stages, stage - 1)
+            text = estfx.dump(built.model, stages, stage - 1, built.example_inputs, layers=layers or None)
     if as_json:
         typer.echo(json.dumps({"model": model, "stage": stage, "format": output, "text": text}, indent=2))
     else:

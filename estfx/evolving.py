@@ -12,7 +12,8 @@ from torch.fx import GraphModule
 
 from estfx.capture import without_cache
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
-from estfx.mount import is_mounted, mount, unmount
+from estfx.layer_names import LayerPatterns
+from estfx.mount import Call, is_mounted, mount, unmount
 from estfx.programs import Kind, Variant, analysed, signature_in
 from estfx.report import Report, report_of
 from estfx.runtime import Runtime
@@ -87,6 +88,8 @@ def _evolving(cls: type[nn.Module]) -> type[nn.Module]:
                 runtime.require_step()
                 _refuse_attentions(self, kwargs)
                 kwargs = without_cache(self, kwargs)
+                with runtime.one_forward():
+                    return cls.__call__(self, *args, **kwargs)
             return cls.__call__(self, *args, **kwargs)
 
         body = {"__call__": __call__, "__module__": cls.__module__, "__doc__": cls.__doc__}
@@ -112,6 +115,7 @@ def transform(
     schedule: Schedule,
     *,
     example_inputs: object = None,
+    layers: LayerPatterns | None = None,
     seed: int = 0,
     compile: bool = True,
     verify: bool = True,
@@ -122,17 +126,22 @@ def transform(
     `model.set_step(step)` before each optimizer step; in eval mode the model is the original one, always whole.
 
     Args:
-        model: any decoder of transformers, or any module with its layers in an `nn.ModuleList`.
+        model: any decoder of transformers, or any module of one's own.
         schedule: the stages, such as `Schedule.est(total_steps)`.
         example_inputs: keyword arguments (a dict) or arguments (a tuple) of the model's forward, on its device. A
             transformers model needs none.
+        layers: names of the layers, for a model in which they are not found or not those that are meant: a pattern such
+            as `"blocks.*"`, in which a star stands within one component of a dotted name, or a list of patterns and
+            names. By default the members of an `nn.ModuleList`, an `nn.ModuleDict` or an `nn.Sequential`, or
+            attributes of one class, that pass a stream along.
         seed: of the draws; the same on every rank.
         compile: compile each program with `torch.compile`; the first step of each stage then takes longer.
         verify: check on a tiny batch that each kind of layer, whole, is the original to the bit, and narrowed, the
             masked original in float64. An axis that fails stays whole and is reported.
 
     Raises:
-        UnsupportedModelError: no layers, or nothing in them that could be skipped or narrowed.
+        UnsupportedModelError: no layers, or nothing in them that could be skipped or narrowed; `layers` names what is
+            no layer.
         TraceError: a layer cannot be made a graph, or the model does not run on the example inputs.
         VerifyError: a whole layer's graph does not compute what the layer does: a fault of estfx.
         EstfxError: the model is transformed already.
@@ -149,7 +158,7 @@ def transform(
         raise EstfxError(
             f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
         )
-    decoder = trace(model, example_inputs)
+    decoder = trace(model, example_inputs, layers=layers)
     variants: dict[str, Variant] = {}
     notes: dict[str, list[str]] = {}
     for name, traced in decoder.traced.items():
@@ -162,12 +171,14 @@ def transform(
     compiler = _compiler if compile else None
     kinds = {}
     for name, variant in variants.items():
-        call = next(info.call for info in decoder.infos.values() if info.program == name)
-        kinds[name] = Kind(name, variant, {signature_in(variant, call): [variant]})
-    layers = {name: kinds[info.program] for name, info in decoder.infos.items()}
-    runtime = Runtime(schedule, seed, report, layers, compiler)
-    for name, info in decoder.infos.items():
-        mount(info.call.module, name, kinds[info.program], runtime)
+        calls = [info.call for info in decoder.infos.values() if info.program == name]
+        kinds[name] = Kind(name, variant, {signature_in(variant, call): [variant] for call in calls})
+    by_layer = {name: kinds[info.program] for name, info in decoder.infos.items()}
+    paths = {name: info.call.path for name, info in decoder.infos.items()}
+    runtime = Runtime(schedule, seed, report, by_layer, compiler, paths, layers)
+    for path in dict.fromkeys(paths.values()):
+        own = [Call(name, kind) for name, kind in by_layer.items() if paths[name] == path]
+        mount(model.get_submodule(path), path, own, runtime)
     model.__dict__[ATTRIBUTE] = runtime
     model.__class__ = _evolving(type(model))
     for line in missing(schedule, report):
@@ -179,7 +190,7 @@ def restore(model: nn.Module) -> nn.Module:
     """Undoes `transform`, and returns the model; its parameters stay as they are."""
     if not isinstance(model, EvolvingModel):
         raise EstfxError(f"this `{type(model).__name__}` is not transformed; there is nothing to restore.")
-    layers = [model.get_submodule(name) for name in model._runtime.layers]
+    layers = [model.get_submodule(path) for path in dict.fromkeys(model._runtime.paths.values())]
     original = next((cls for cls, made in _evolving_classes.items() if made is type(model)), None)
     changed = [type(module).__name__ for module in layers if not is_mounted(module)]
     if original is None or changed:

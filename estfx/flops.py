@@ -6,9 +6,10 @@ torch's own counter does the counting; on the meta device attention is made of m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from estfx import tags
-from estfx.capture import default_inputs, without_cache
+from estfx.capture import LayerCall, default_inputs, without_cache
 from estfx.meta_run import NumbersHaveValues
 from estfx.signature import flatten
 from estfx.trace import Decoder
@@ -32,7 +33,7 @@ class Cost:
 
     flops_forward: int
     flops_backward: int
-    parameters: int  # numbers that take part
+    parameters: Mapping[str, int]  # numbers of each weight that take part, by path
     activation_bytes: int  # kept for the backward pass when run uncompiled, parameters not counted
 
     @property
@@ -64,8 +65,8 @@ class _Saved:
         return tensor
 
 
-def _cost(function: Any, weights: list[torch.Tensor]) -> Cost:
-    saved = _Saved(weights)
+def _cost(function: Any, weights: dict[str, torch.Tensor]) -> Cost:
+    saved = _Saved(list(weights.values()))
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
         with FlopCounterMode(display=False) as forward:
             result = function()
@@ -75,7 +76,7 @@ def _cost(function: Any, weights: list[torch.Tensor]) -> Cost:
     return Cost(
         forward.get_total_flops(),
         backward.get_total_flops(),
-        sum(w.numel() for w in weights),
+        {path: weight.numel() for path, weight in weights.items()},
         sum(saved.bytes.values()),
     )
 
@@ -91,12 +92,12 @@ def graph_cost(gm: GraphModule, inputs: list[torch.Tensor]) -> Cost:
     interface = tags.get(gm, tags.Interface)
     indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
     index_inputs = [_meta(nodes[gather.placeholder].meta["val"]) for gather in indices.gathers]
-    weights = [_meta(nodes[name].meta["val"], grad=True) for name, _ in interface.weights]
+    weights = {path: _meta(nodes[name].meta["val"], grad=True) for name, path in interface.weights}
     stream, *sides = (_meta(x) for x in inputs)
     moved = _on_meta(gm)
-    cost = _cost(lambda: moved(stream.requires_grad_(), *sides, *index_inputs, *weights), weights)
-    taken = sum(_narrowed_size(gm, name, path) for name, path in interface.weights)
-    return Cost(cost.flops_forward, cost.flops_backward, taken, cost.activation_bytes)
+    inputs = [stream.requires_grad_(), *sides, *index_inputs, *weights.values()]
+    cost = _cost(lambda: moved(*inputs), weights)
+    return replace(cost, parameters={path: _narrowed_size(gm, name, path) for name, path in interface.weights})
 
 
 def _narrowed_size(gm: GraphModule, name: str, path: str) -> int:
@@ -135,23 +136,28 @@ def _on_meta(gm: GraphModule) -> GraphModule:
 def _passing_layers(decoder: Decoder, seen: dict[str, list[torch.Tensor]]) -> Iterator[None]:
     """Layers hand on their stream, and note the shapes with which they are called."""
 
-    def forward_of(name: str) -> Any:
-        traced = decoder.traced[decoder.layers[name]]
+    def forward_of(names: list[str]) -> Any:
+        turns = itertools.cycle(names)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            name = next(turns)
+            traced = decoder.traced[decoder.layers[name]]
             leaves, _ = flatten(args, kwargs)
             seen[name] = [leaves[i] for i in traced.input_leaves]
             return traced.skip(leaves[traced.stream_leaf])
 
         return forward
 
-    for name, info in decoder.infos.items():
-        info.call.module.__dict__["forward"] = forward_of(name)
+    calls: dict[str, list[LayerCall]] = {}
+    for info in decoder.infos.values():
+        calls.setdefault(info.call.path, []).append(info.call)
+    for own in calls.values():
+        own[0].module.__dict__["forward"] = forward_of([call.name for call in own])
     try:
         yield
     finally:
-        for info in decoder.infos.values():
-            del info.call.module.__dict__["forward"]
+        for own in calls.values():
+            del own[0].module.__dict__["forward"]
 
 
 def measure_surroundings(decoder: Decoder, batch_size: int, seq_len: int) -> Surroundings:
@@ -161,7 +167,7 @@ def measure_surroundings(decoder: Decoder, batch_size: int, seq_len: int) -> Sur
     state |= {name: _meta(b) for name, b in model.named_buffers()}
     tied = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     inside = {id(p) for info in decoder.infos.values() for p in info.call.module.parameters()}
-    outside = [state[tied[id(p)]] for p in model.parameters() if id(p) not in inside]
+    outside = {tied[id(p)]: state[tied[id(p)]] for p in model.parameters() if id(p) not in inside}
     inputs = {name: _meta(x) for name, x in default_inputs(model, batch_size, seq_len, limit=False).items()}
     seen: dict[str, list[torch.Tensor]] = {}
     flags = {module: module.training for module in model.modules()}

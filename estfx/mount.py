@@ -2,41 +2,56 @@
 
 The layer's class is swapped for a subclass of the same name, as `fully_shard` does it; its hooks, its checkpointing
 and whatever wraps it stay. A skipped layer returns before any of its hooks run, or FSDP would gather its weights.
+
+A module that the model calls more than once in a forward has one mount, which counts the calls: each is a layer of its
+own. A recomputation under activation checkpointing happens within the backward pass, and is not counted. It repeats a
+call that ran; only reentrant checkpointing around a layer computes the skipped ones again, too.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
+from estfx.errors import EstfxError
 from estfx.programs import Kind, resolve
-from estfx.signature import flatten, is_plain, signature_of
+from estfx.signature import Signature, flatten, is_plain, signature_of
 from estfx.trace import ATTRIBUTE
 
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
 
-__all__ = ["Mount", "is_mounted", "mount", "unmount"]
+__all__ = ["Call", "Mount", "is_mounted", "mount", "unmount"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Mount:
-    """What a mounted layer knows: its name, its kind, and the runtime that says what it runs."""
+@dataclass(frozen=True)
+class Call:
+    """One of the calls of a layer's module: its name as a layer, and its kind."""
 
     name: str
     kind: Kind
+
+
+@dataclass
+class Mount:
+    """What a mounted layer knows: its calls in one forward, and the runtime that says what they run."""
+
+    path: str
+    calls: tuple[Call, ...]
     runtime: Runtime
     original_class: type[nn.Module]
     idle: bool = False  # while the layer itself is being looked at
+    entered: Call | None = None  # the call at work
 
     def original(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.original_class.forward(layer, *args, **kwargs)
@@ -52,18 +67,52 @@ class Mount:
     def applies(self, layer: nn.Module) -> bool:
         return layer.training and not self.idle and not self.runtime.idle
 
-    def skips(self) -> bool:
-        return not self.runtime.runs(self.name)
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module) -> Call:
+        """Which call this is."""
+        if in_backward():
+            return self.repeated(args, kwargs, layer)
+        return self.calls[self.runtime.next_call(self.path, len(self.calls))]
 
-    def skip(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
+    def repeated(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module) -> Call:
+        """The call that a recomputation repeats: any that ran and knows these arguments, as calls share their units."""
+        ran = [call for call in self.calls if self.runtime.runs(call.name)] or list(self.calls)  # or all were skipped
+        leaves, spec = flatten(args, kwargs)
+        for call in ran if len({id(call.kind) for call in ran}) > 1 else ():
+            known = call.kind.variants.get(self.signature(call, layer, leaves, spec), ())
+            if any(variant.traced.accepts(leaves) for variant in known):
+                return call
+        return ran[0]
+
+    def refuse_unknown_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises EstfxError for a reentrant recomputation, if some of the calls ran and others were skipped."""
+        if len({self.runtime.runs(call.name) for call in self.calls}) < 2:
+            return
+        stream = flatten(args, kwargs)[0][self.calls[0].kind.first.traced.stream_leaf]
+        if stream.requires_grad and stream.grad_fn is None:  # it hands over detached tensors
+            raise EstfxError(
+                f"layer `{self.path}` is called {len(self.calls)} times in a forward, of which some are skipped, and "
+                "reentrant activation checkpointing does not tell which of them it computes again. Pass "
+                "use_reentrant=False to torch.utils.checkpoint.checkpoint."
+            )
+
+    def skips(self, call: Call) -> bool:
+        return not self.runtime.runs(call.name)
+
+    def skip(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
         """What the layer returns when it is passed over; None if the call is none that programs know."""
         leaves, _ = flatten(args, kwargs)
         if not all(map(is_plain, leaves)):
             return None
-        traced = self.kind.first.traced
+        traced = call.kind.first.traced
         return traced.skip(leaves[traced.stream_leaf])
 
-    def run(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    @staticmethod
+    def signature(call: Call, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> Signature:
+        weights = tuple(resolve(layer, path).dtype for path in call.kind.weight_paths)
+        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return signature_of(leaves, spec, device.type, weights)
+
+    def run(self, call: Call, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = flatten(args, kwargs)
         if not all(map(is_plain, leaves)):
             self.runtime.warn_once(
@@ -71,13 +120,14 @@ class Mount:
                 "as it is. Pass use_cache=False."
             )
             return self.original(layer, *args, **kwargs)
-        known = [resolve(layer, path) for path in self.kind.weight_paths]
+        kind = call.kind
+        known = [resolve(layer, path) for path in kind.weight_paths]
         device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
         signature = signature_of(leaves, spec, device.type, tuple(weight.dtype for weight in known))
-        variant = self.kind.variant(signature, leaves, spec, layer)
-        program = self.runtime.program(self.kind, variant)
-        weights = known if program.weights == self.kind.weight_paths else [resolve(layer, p) for p in program.weights]
-        indices = self.runtime.indices(self.name, program, device)
+        variant = kind.variant(signature, leaves, spec, layer)
+        program = self.runtime.program(kind, variant)
+        weights = known if program.weights == kind.weight_paths else [resolve(layer, p) for p in program.weights]
+        indices = self.runtime.indices(call.name, program, device)
         traced = variant.traced
         inputs = [leaves[i] for i in traced.input_leaves]
         factor = self.runtime.update_scale if variant.residuals.droppable else 1.0
@@ -88,6 +138,10 @@ class Mount:
         return traced.pack(values)
 
 
+def in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
 _mounted_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -96,18 +150,28 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
 
         def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             here: Mount = self.__dict__[ATTRIBUTE]
-            if here.applies(self) and here.skips():
-                passed = here.skip(args, kwargs)
+            if not here.applies(self):
+                return cls.__call__(self, *args, **kwargs)
+            if in_backward():
+                here.refuse_unknown_call(args, kwargs)
+            call = here.begin(args, kwargs, self)
+            if here.skips(call):
+                passed = here.skip(call, args, kwargs)
                 if passed is not None:
                     return passed
-            return cls.__call__(self, *args, **kwargs)
+            before, here.entered = here.entered, call
+            try:
+                return cls.__call__(self, *args, **kwargs)
+            finally:
+                here.entered = before
 
         @functools.wraps(cls.forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             here: Mount = self.__dict__[ATTRIBUTE]
             if not here.applies(self):
                 return cls.forward(self, *args, **kwargs)
-            return here.run(self, args, kwargs)
+            call = here.entered or here.begin(args, kwargs, self)  # a recomputation may come in here, past __call__
+            return here.run(call, self, args, kwargs)
 
         body = {"__call__": __call__, "forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
         made = type(cls.__name__, (cls,), body)
@@ -116,8 +180,8 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
     return _mounted_classes[cls]
 
 
-def mount(layer: nn.Module, name: str, kind: Kind, runtime: Runtime) -> None:
-    layer.__dict__[ATTRIBUTE] = Mount(name, kind, runtime, type(layer))
+def mount(layer: nn.Module, path: str, calls: Sequence[Call], runtime: Runtime) -> None:
+    layer.__dict__[ATTRIBUTE] = Mount(path, tuple(calls), runtime, type(layer))
     layer.__class__ = _mounted(type(layer))
 
 

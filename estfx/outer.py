@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -53,8 +54,12 @@ def _opaque(calls: list[LayerCall]) -> Iterator[dict[int, Given]]:
     """
     given: dict[int, Given] = {}
 
-    def forward_of(number: int, call: LayerCall) -> Any:
+    def forward_of(numbers: list[int]) -> Any:
+        turns = itertools.cycle(numbers)  # an export runs the model more than once
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            number = next(turns)
+            call = calls[number]
             leaves, spec = flatten(args, kwargs)
             given[number] = ([None if isinstance(x, torch.Tensor) else _Constant(x) for x in leaves], spec)
             values = iter(torch.ops.estfx.layer([x for x in leaves if isinstance(x, torch.Tensor)], number))
@@ -66,8 +71,11 @@ def _opaque(calls: list[LayerCall]) -> Iterator[dict[int, Given]]:
     _calls[:] = calls
     try:
         with ExitStack() as stack:
+            numbers: dict[str, list[int]] = {}
             for number, call in enumerate(calls):
-                stack.enter_context(_forward_is(call.module, forward_of(number, call)))
+                numbers.setdefault(call.path, []).append(number)
+            for own in numbers.values():
+                stack.enter_context(_forward_is(calls[own[0]].module, forward_of(own)))
             yield given
     finally:
         _calls.clear()
@@ -115,13 +123,13 @@ def trace_outer(
 
 
 def _insert_layer(gm: GraphModule, node: Node, call: LayerCall, given: Given) -> None:
-    gm.add_submodule(call.name, call.module)
+    gm.add_submodule(call.path, call.module)
     constants, spec = given
     tensors = iter(node.args[0])  # type: ignore[arg-type]
     args, kwargs = pytree.tree_unflatten([next(tensors) if x is None else x.value for x in constants], spec)
     paths = [path for path, leaf in zip(_paths(call), call.outputs, strict=True) if isinstance(leaf, torch.Tensor)]
     with gm.graph.inserting_before(node):
-        made = gm.graph.call_module(call.name, args, kwargs)
+        made = gm.graph.call_module(call.path, args, kwargs)
         made.meta["val"] = pytree.tree_unflatten(call.outputs, call.out_spec)
         for user in list(node.users):
             value, position = made, user.args[1]

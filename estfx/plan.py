@@ -7,6 +7,8 @@ from torch import nn
 
 from estfx.errors import ScheduleError
 from estfx.flops import Cost, graph_cost, measure_surroundings
+from estfx.layer_names import LayerPatterns
+from estfx.parameters_at_work import CallAtWork, parameters_at_work
 from estfx.programs import Variant, analysed
 from estfx.runtime import stage_counts
 from estfx.schedule import Schedule, Stage, kept_count
@@ -56,8 +58,12 @@ class Plan(BaseModel):
         return 1 - sum(s.steps * s.flops_model for s in self.stages) / (self.whole.steps * self.whole.flops_model)
 
 
-def plan(model: nn.Module, schedule: Schedule, *, batch_size: int, seq_len: int) -> Plan:
+def plan(
+    model: nn.Module, schedule: Schedule, *, batch_size: int, seq_len: int, layers: LayerPatterns | None = None
+) -> Plan:
     """Costs by stage for batches of `batch_size` sequences of `seq_len` tokens. Weights may be on the meta device.
+
+    `layers` names the layers, as for `trace`. Each call of a layer counts; its parameters count once.
 
     Raises ScheduleError if the schedule does not say how many steps there are in all.
     """
@@ -65,10 +71,10 @@ def plan(model: nn.Module, schedule: Schedule, *, batch_size: int, seq_len: int)
         raise ScheduleError(
             "the schedule has no total_steps, so its last stage has no end. Say it: Schedule(..., total_steps=150_000)."
         )
-    decoder = trace(model)
+    decoder = trace(model, layers=layers)
     variants = {name: analysed(traced) for name, traced in decoder.traced.items()}
     surroundings = measure_surroundings(decoder, batch_size, seq_len)
-    layers = [(variants[program], surroundings.inputs[name]) for name, program in decoder.layers.items()]
+    calls = [(info.call, variants[info.program], surroundings.inputs[name]) for name, info in decoder.infos.items()]
     costs: dict[object, Cost] = {}
 
     def layer_cost(variant: Variant, inputs: list, stage: Stage) -> Cost:  # type: ignore[type-arg]
@@ -79,9 +85,13 @@ def plan(model: nn.Module, schedule: Schedule, *, batch_size: int, seq_len: int)
         return costs[key]
 
     def stage_plan(stage: Stage, start: int, stop: int) -> StagePlan:
-        droppable = sum(variant.residuals.droppable for variant, _ in layers)
-        share = kept_count(droppable, stage.layers) / droppable if droppable else 1.0
-        each = [(layer_cost(v, x, stage), share if v.residuals.droppable else 1.0) for v, x in layers]
+        droppable = sum(variant.residuals.droppable for _, variant, _ in calls)
+        kept = kept_count(droppable, stage.layers) if droppable else 0
+        each = [(layer_cost(v, x, stage), kept / droppable if v.residuals.droppable else 1.0) for _, v, x in calls]
+        at_work = [
+            CallAtWork(call, variant.residuals.droppable, cost.parameters)
+            for (call, variant, _), (cost, _) in zip(calls, each, strict=True)
+        ]
         flops = sum(cost.flops * weight for cost, weight in each)
         return StagePlan(
             start=start,
@@ -91,7 +101,7 @@ def plan(model: nn.Module, schedule: Schedule, *, batch_size: int, seq_len: int)
             layers=stage.layers,
             flops_layers=flops,
             flops_model=flops + surroundings.cost.flops,
-            parameters=sum(cost.parameters * weight for cost, weight in each) + surroundings.cost.parameters,
+            parameters=parameters_at_work(at_work, kept) + sum(surroundings.cost.parameters.values()),
             activation_bytes=sum(cost.activation_bytes * weight for cost, weight in each),
         )
 

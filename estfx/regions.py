@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from estfx.graphs import has_tensor
+from estfx.graphs import has_tensor, tensor_of
+from estfx.memory import CASTS, is_view
 
 __all__ = ["inline_regions"]
 
@@ -38,15 +39,15 @@ def _inline(gm: GraphModule, node: Node) -> None:
         if node.target is WITH_GRAD_MODE:
             enabled, body, *given = node.args
             operands = list(given) if enabled else [_detached(gm, value) for value in given]
-            results = _copied(gm, body, operands)
+            results = _copied(gm, body, operands, given)
         else:
             device_type, dtype, enabled, cache, body, *given = node.args
             if _is_in_force(device_type, dtype, enabled):
-                results = _copied(gm, body, given)
+                results = _copied(gm, body, given, given)
             else:
                 state = (device_type, dtype, enabled, cache)
                 entered = graph.call_function(torch.amp.autocast_mode._enter_autocast, state)
-                results = _copied(gm, body, given)
+                results = _copied(gm, body, given, given)
                 graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
     for user in list(node.users):
         assert user.target is operator.getitem, f"{user} reads a region as a whole"
@@ -69,21 +70,38 @@ def _detached(gm: GraphModule, value: Any) -> Any:
     return made
 
 
-def _copied(gm: GraphModule, body: Any, operands: Sequence[Any]) -> Any:
-    """Copies the nodes of a region to where the graph is being written; returns what the region returns."""
+def _copied(gm: GraphModule, body: Any, operands: Sequence[Any], outside: Sequence[Any]) -> Any:
+    """Copies the nodes of a region to where the graph is being written; returns what the region returns.
+
+    What it returns as it got it is the value `outside`: export gives a tensor that a cast hands through its last name.
+    """
     inner: Any = gm.get_submodule(body.target)
     copies: dict[Node, Any] = {}
-    given = iter(operands)
+    entered: dict[Node, Any] = {}
+    given = iter(zip(operands, outside, strict=True))
     for node in inner.graph.nodes:
         if node.op == "placeholder":
-            copies[node] = next(given)
+            copies[node], entered[node] = next(given)
         elif node.op == "output":
-            return torch.fx.map_arg(node.args[0], lambda n: copies[n])
+            return torch.fx.map_arg(node.args[0], lambda n: entered.get(_handed_through(n), copies[n]))
         elif node.op == "get_attr":
             copies[node] = _moved(gm, inner, node)
         else:
             copies[node] = gm.graph.node_copy(node, lambda n: copies[n])
     raise AssertionError("a region without an output")
+
+
+def _handed_through(node: Node) -> Node:
+    """The node whose very tensor this one gives: casts to what it is already, and copies that need none."""
+    while node.target in CASTS | {aten.contiguous.default} and has_tensor(node.args[0]):
+        source = node.args[0]
+        assert isinstance(source, Node)
+        if node.target in CASTS and not is_view(node):
+            break
+        if node.target is aten.contiguous.default and not tensor_of(source).is_contiguous():
+            break
+        node = source
+    return node
 
 
 def _moved(gm: GraphModule, inner: GraphModule, node: Node) -> Node:

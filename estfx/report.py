@@ -7,6 +7,7 @@ from torch import nn
 
 from estfx import tags
 from estfx.exportable import loops_over_experts
+from estfx.layer_names import LayerPatterns
 from estfx.programs import Variant, analysed
 from estfx.trace import Decoder, trace
 
@@ -27,7 +28,7 @@ class AxisReport(_Record):
 
 
 class LayerReport(_Record):
-    name: str
+    name: str  # of the module; of its second call in one forward, `layers.0#2`
     program: str  # the kind; layers of one kind share their graphs
     droppable: bool
     axes: list[AxisReport]
@@ -40,17 +41,17 @@ class Report(_Record):
     notes: list[str] = []
 
 
-def inspect(model: nn.Module, example_inputs: object = None) -> Report:
-    """What estfx finds in a model, without changing it.
+def inspect(model: nn.Module, example_inputs: object = None, *, layers: LayerPatterns | None = None) -> Report:
+    """What estfx finds in a model, without changing it. `layers` names the layers, as for `trace`.
 
     Raises UnsupportedModelError if the model has no layers, TraceError if one of them cannot be made a graph.
     """
-    decoder = trace(model, example_inputs)
+    decoder = trace(model, example_inputs, layers=layers)
     return report_of(decoder, {name: analysed(traced) for name, traced in decoder.traced.items()})
 
 
 def report_of(decoder: Decoder, variants: dict[str, Variant], notes: dict[str, list[str]] | None = None) -> Report:
-    layers = []
+    layers: list[LayerReport] = []
     for name, info in decoder.infos.items():
         variant = variants[info.program]
         found = [_axis_report(variant, role) for role in variant.roles.found]

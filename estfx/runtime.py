@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.fx import GraphModule
 from estfx import tags
 from estfx.draws import draw_layers, draw_units
 from estfx.errors import EstfxError
+from estfx.layer_names import LayerPatterns
 from estfx.programs import Counts, Kind, Program, Variant, resolve
 from estfx.report import Report
 from estfx.schedule import Schedule, Stage, kept_count
@@ -47,6 +49,8 @@ class Runtime:
     report: Report
     layers: dict[str, Kind]  # by layer name, in the order of the calls
     compiler: Callable[[GraphModule], Callable[..., Any]] | None
+    paths: Mapping[str, str]  # by layer name its module's: two for a module that is called twice
+    named: LayerPatterns | None = None  # the layers as `transform` was told them
     step: int | None = None
     idle: bool = False  # while the model itself is being looked at
     stage_index: int = 0
@@ -54,12 +58,14 @@ class Runtime:
     _drawn: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # layer → role → units
     _indices: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
+    _in_forward: bool = False
+    _calls: dict[str, int] = field(default_factory=dict)  # made of each layer's module in this forward
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
         twin = copy.copy(self)
         twin._running, twin._drawn, twin._indices = dict(self._running), dict(self._drawn), dict(self._indices)
-        twin._warned = set(self._warned)
+        twin._warned, twin._calls = set(self._warned), dict(self._calls)
         memo[id(self)] = twin
         return twin
 
@@ -90,7 +96,8 @@ class Runtime:
         self._running = dict.fromkeys(names, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
         self._drawn = {name: {} for name in names}
         matrices: dict[tuple[str, int], np.ndarray] = {}
-        for row, name in enumerate(names):
+        rows = {path: row for row, path in enumerate(dict.fromkeys(self.paths.values()))}  # units are a module's own
+        for name in names:
             for role in self.layers[name].first.roles.found:
                 key = (role.name, role.axis.size)
                 if key not in matrices:
@@ -99,13 +106,13 @@ class Runtime:
                         seed=self.seed,
                         step=step,
                         role=role.name,
-                        num_layers=len(names),
+                        num_layers=len(rows),
                         size=role.axis.size,
                         kept=units_kept(self.schedule, role, stage),
                     )
-                self._drawn[name][role.name] = matrices[key][row]
+                self._drawn[name][role.name] = matrices[key][rows[self.paths[name]]]
         self.step, self.stage_index = step, stage_index
-        self._indices = {}
+        self._indices, self._calls = {}, {}
         self._send(device)
 
     def counts(self, kind: Kind) -> Counts:
@@ -120,6 +127,33 @@ class Runtime:
                 "the model is in training mode, but no step was set. Call model.set_step(step) before each optimizer "
                 "step (with Trainer: callbacks=[EvolvingCallback()]), or model.eval() to run the whole model."
             )
+
+    @contextmanager
+    def one_forward(self) -> Iterator[None]:
+        """While the model runs, each layer's module counts its calls from one."""
+        self._calls, self._in_forward = {}, True
+        try:
+            yield
+        finally:
+            self._in_forward = False
+
+    def next_call(self, path: str, known: int) -> int:
+        """Which call of a module this is, from 0; `known` is how often it was called on the example inputs.
+
+        Raises EstfxError for a further one while layers are skipped, for which none was drawn.
+        """
+        self.require_step()
+        made = self._calls.get(path, 0)
+        if made >= known and not self._in_forward:
+            made = 0  # something calls a part of the model, so nobody said that a new forward begins
+        if made >= known and not all(self._running.values()):
+            raise EstfxError(
+                f"layer `{path}` is called {made + 1} times in one forward, but on the example inputs it was called "
+                f"{known} times, and which of its calls are skipped was drawn for those. Pass example_inputs to "
+                "transform that look like the training batches, or use a schedule that skips no layers."
+            )
+        self._calls[path] = made + 1
+        return min(made, known - 1)
 
     def runs(self, name: str) -> bool:
         self.require_step()
@@ -146,7 +180,8 @@ class Runtime:
         for kind in _unique(self.layers.values()):
             names = [n for n, k in self.layers.items() if k is kind and self._running[n]]
             counts = self.counts(kind)
-            programs = [variant.program(counts, self.compiler) for variant in kind.all_variants()]
+            variants = {id(variant): variant for variant in kind.all_variants()}  # one may serve several signatures
+            programs = [variant.program(counts, self.compiler) for variant in variants.values()]
             for program in programs:
                 if not program.gathers or not names:
                     continue
@@ -189,18 +224,44 @@ class Runtime:
     def _narrowed(
         self, model: nn.Module, units: dict[str, dict[str, torch.Tensor]]
     ) -> dict[str, dict[int, torch.Tensor]]:
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        found: dict[str, dict[int, torch.Tensor]] = {}
+        uses: dict[str, list[dict[int, set[int]]]] = {}  # parameter → for each call that reads it, kept by dimension
+        owners = _owners(model, [model.get_submodule(path) for path in self.paths.values()])
         for layer, drawn in units.items():
             kind = self.layers[layer]
             program = kind.first.program(self.counts(kind), self.compiler)
             indices = program.indices({role: index.numpy()[None] for role, index in drawn.items()})
             by_input = dict(zip((g.placeholder for g in program.gathers), indices, strict=True))
+            kept: dict[str, dict[int, set[int]]] = {path: {} for path in program.weights}
             for path, dim, placeholder in tags.get(program.graph, tags.Indices).weights:
-                name = names.get(id(resolve(model.get_submodule(layer), path)))
-                if name is not None:  # else it is a buffer
-                    found.setdefault(name, {})[dim] = torch.from_numpy(by_input[placeholder][0].copy())
+                kept[path][dim] = set(by_input[placeholder][0].tolist())
+            module = model.get_submodule(self.paths[layer])
+            for path, dims in kept.items():
+                name = owners.get(id(resolve(module, path)))
+                if name is not None:  # else it is a buffer, or has a use outside of the layers
+                    uses.setdefault(name, []).append(dims)
+        sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        found: dict[str, dict[int, torch.Tensor]] = {}
+        for name, each in uses.items():
+            for dim in sorted(set.intersection(*map(set, each))):  # else one of the calls has all of that dimension
+                union = set.union(*(dims[dim] for dims in each))
+                if len(union) < sizes[name][dim]:
+                    found.setdefault(name, {})[dim] = torch.tensor(sorted(union), dtype=torch.int64)
         return found
+
+
+def _owners(model: nn.Module, layers: list[nn.Module]) -> dict[int, str]:
+    """The names of the parameters, by identity, that belong to layers alone."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    seen = {id(layer) for layer in layers}
+    todo = [model]
+    while todo:
+        module = todo.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            todo.extend(module.children())
+            for parameter in module.parameters(recurse=False):
+                names.pop(id(parameter), None)
+    return names
 
 
 def _unique(kinds: Iterable[Kind]) -> list[Kind]:

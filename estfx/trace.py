@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from estfx.capture import LayerCall, call_arguments, capture_layers
 from estfx.export import TracedLayer, trace_call
 from estfx.kinds import canonical, differing_attributes, kind_key
+from estfx.layer_names import LayerPatterns
 
 ATTRIBUTE = "_estfx"  # where a transformed model and its layers keep what estfx adds
 __all__ = ["Decoder", "LayerInfo", "trace"]
@@ -20,7 +21,10 @@ __all__ = ["Decoder", "LayerInfo", "trace"]
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A layer of the decoder: its name, the name of its program, and how the model called it."""
+    """A layer of the decoder: its name, the name of its program, and how the model called it.
+
+    A module that the model calls more than once is a layer each time: `layers.0`, `layers.0#2`, …
+    """
 
     name: str
     program: str
@@ -54,14 +58,20 @@ class Decoder:
             return trace_outer(self.model, self.infos, *call_arguments(self.model, self.example_inputs))
 
 
-def trace(model: nn.Module, example_inputs: object = None) -> Decoder:
+def trace(model: nn.Module, example_inputs: object = None, *, layers: LayerPatterns | None = None) -> Decoder:
     """The decoder as torch.fx graphs, without changing it.
 
     `example_inputs` are keyword arguments (a dict) or arguments (a tuple) of the model's forward; a transformers model
-    needs none. Raises UnsupportedModelError if the model has no layers, TraceError if one cannot be exported.
+    needs none. `layers` names the layers instead of finding them: a pattern such as `"blocks.*"`, in which a star
+    stands within one component of a dotted name, or a list of patterns and names.
+
+    Raises UnsupportedModelError if the model has no layers or what `layers` names is none, TraceError if one of them
+    cannot be exported.
     """
+    if layers is None and (runtime := vars(model).get(ATTRIBUTE)) is not None:
+        layers = runtime.named  # a transformed model keeps the layers that it was given
     with at_rest(model):
-        return _trace(model, example_inputs)
+        return _trace(model, example_inputs, layers)
 
 
 @contextmanager
@@ -78,8 +88,8 @@ def at_rest(model: nn.Module) -> Iterator[None]:
         runtime.idle = False
 
 
-def _trace(model: nn.Module, example_inputs: object) -> Decoder:
-    calls = capture_layers(model, example_inputs)
+def _trace(model: nn.Module, example_inputs: object, layers: LayerPatterns | None) -> Decoder:
+    calls = capture_layers(model, example_inputs, layers)
     traced: dict[Hashable, tuple[str, TracedLayer]] = {}
     programs: dict[str, TracedLayer] = {}
     texts: dict[Hashable, str] = {}

@@ -55,13 +55,15 @@ def test_what_changes_the_shape_is_no_layer() -> None:
         names(Stack(nn.Linear(HIDDEN, 24)), stream())
 
 
-def test_a_layer_that_is_called_twice_is_one_layer() -> None:
+def test_each_call_of_a_layer_is_a_layer() -> None:
     class Again(Stack):
         def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
             return super().forward(super().forward(x_BTD))
 
-    (call,) = capture_layers(Again(PreNorm()), stream())
-    assert call.calls == 2
+    calls = capture_layers(Again(PreNorm(), PreNorm()), stream())
+    assert [call.name for call in calls] == ["layers.0", "layers.1", "layers.0#2", "layers.1#2"]
+    assert [call.path for call in calls] == ["layers.0", "layers.1"] * 2
+    assert calls[0].module is calls[2].module
 
 
 class Wrapped(nn.Module):
@@ -120,7 +122,9 @@ def test_refusal_of_a_model_without_lists() -> None:
     model = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN))
     message = (
         "no layers found in `Sequential`: it has no nn.ModuleList that holds modules that map a residual stream to its "
-        "own shape. Put the layers into an nn.ModuleList and let each take the stream and return it."
+        "own shape, and no other siblings of it do so in a chain. Put the layers into an nn.ModuleList and let each "
+        'take the stream and return it, or name them with layers="blocks.*". No modules of it look like layers: none '
+        "are siblings of one class with two matrices each."
     )
     with pytest.raises(UnsupportedModelError) as error:
         capture_layers(model, stream())

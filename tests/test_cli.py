@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -164,6 +165,30 @@ def test_inspect_reads_a_factory_and_a_folder(tmp_path):
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["layers"]) == 3
     assert len(json.loads(run("inspect", tmp_path, "--json").stdout)["layers"]) == 3
+
+
+FACTORY = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from foreign_decoders import OddlyNamed
+def make():
+    return OddlyNamed(), (torch.zeros(3, 17, dtype=torch.long),)
+"""
+
+
+def test_layers_are_named(tmp_path):
+    file = tmp_path / "odd.py"
+    file.write_text(FACTORY.format(tests=str(Path(__file__).parent)))
+    result = run("inspect", f"{file}:make", "--layers", "stack.*", "--json")
+    assert result.exit_code == 0, result.output
+    found = [layer["name"] for layer in json.loads(result.stdout)["layers"]]
+    assert found == ["stack.first layer", "stack.second-layer", "stack.3"]
+    result = run("dump", f"{file}:make", "--stage", "1", "--layers", "stack.3", "--layers", "stack.second-layer")
+    assert result.exit_code == 0, result.output
+    assert "2 layers (stack.second-layer … stack.3)" in result.stdout
+    assert_refused(run("inspect", f"{file}:make", "--layers", "h.*"), "layers='h.*' matches no module of `OddlyNamed`")
+    assert_refused(run("inspect", f"{file}:make"), "no layers found in `OddlyNamed`")
 
 
 def test_inspect_refuses_what_is_no_model(tmp_path):

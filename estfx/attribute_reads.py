@@ -1,0 +1,51 @@
+"""Notes which attributes modules read while they run: layers that differ in none of them run the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Reads", "recorded_reads"]
+
+Reads = dict[str, dict[str, set[str]]]  # layer → path of a submodule in it → names
+
+
+@contextmanager
+def recorded_reads(layers: Mapping[str, nn.Module]) -> Iterator[Reads]:
+    """Which attributes each layer's submodules read within the block. One module in two layers counts for both."""
+    reads: Reads = {}
+    classes: dict[type, type] = {}
+    sinks: dict[int, set[str]] = {}
+    swapped: list[tuple[nn.Module, type]] = []
+
+    def recording(cls: type) -> type:
+        lookup: Any = cls.__getattribute__
+
+        def __getattribute__(self: nn.Module, name: str) -> Any:
+            if not name.startswith("_"):
+                sink = sinks.get(id(self))
+                if sink is not None:
+                    sink.add(name)
+            return lookup(self, name)
+
+        return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__})
+
+    for name, layer in layers.items():
+        for path, module in layer.named_modules():
+            reads.setdefault(name, {})[path] = sinks.setdefault(id(module), set())
+            if type(module) in classes.values():
+                continue
+            cls = type(module)
+            try:
+                module.__class__ = classes.setdefault(cls, recording(cls))
+                swapped.append((module, cls))
+            except TypeError:  # a class with its own layout, such as a scripted module: compare all it has
+                sinks[id(module)].update(k for k in vars(module) if not k.startswith("_"))
+    try:
+        yield reads
+    finally:
+        for module, cls in swapped:
+            module.__class__ = cls

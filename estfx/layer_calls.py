@@ -1,0 +1,148 @@
+"""Watches a model run: which candidates for layers it calls, with what, and which calls keep a stream's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from estfx.signature import flatten
+
+__all__ = ["LayerCall", "Observed", "Recording", "recorded_calls"]
+
+
+@dataclass
+class LayerCall:
+    """One call of a layer, as the model made it. A layer that is called again is a layer of its own each time."""
+
+    name: str  # the module's name; from its second call on with the call's number: `layers.0#2`
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    stream_leaf: int  # which leaf of (args, kwargs) is the residual stream
+    out_spec: pytree.TreeSpec
+    outputs: list[Any]  # leaves of the result
+    stream_output: int  # which leaf of the result is the stream
+    alive: set[int] = field(default_factory=set)  # other result leaves that something outside the layer read
+    attributes: dict[str, set[str]] = field(default_factory=dict)  # read while it ran, by submodule
+    number: int = 1  # of the calls of this module within one forward
+
+    @property
+    def path(self) -> str:
+        """The module's name in the model."""
+        return self.name if self.number == 1 else self.name.removesuffix(f"#{self.number}")
+
+
+State = dict[str, dict[str, Any]]  # by submodule, its attributes that are plain values
+
+
+def _state(module: nn.Module) -> State:
+    plain = (bool, int, float, str, tuple, type(None))
+    return {
+        path: {name: value for name, value in vars(part).items() if isinstance(value, plain)}
+        for path, part in module.named_modules()
+    }
+
+
+@dataclass
+class Observed:
+    """One call of a candidate. `call` is None if no stream of it keeps its shape."""
+
+    path: str
+    within: tuple[str, ...]  # the candidates whose calls it was made in, outermost first
+    state: State  # when it began
+    call: LayerCall | None = None
+
+
+@dataclass
+class Recording:
+    """What was seen of the candidates while the model ran once."""
+
+    candidates: Mapping[str, nn.Module]
+    calls: list[Observed]  # in the order in which they were made
+
+
+def _stream_leaves(inputs: list[Any], outputs: list[Any], any_output: bool) -> tuple[int, int] | None:
+    """(input leaf, output leaf) of the stream: of the first tensor of the result, or of `any_output` that will do."""
+    for j, out in enumerate(outputs):
+        if isinstance(out, torch.Tensor):
+            if out.is_floating_point() and out.ndim >= 2:
+                for i, leaf in enumerate(inputs):
+                    if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.shape == out.shape:
+                        return i, j
+            if not any_output:
+                return None
+    return None
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which of the watched tensors any operation reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: dict[int, tuple[torch.Tensor, LayerCall, int]] = {}
+
+    def begin(self, call: LayerCall) -> None:
+        stream = call.outputs[call.stream_output]
+        for position, leaf in enumerate(call.outputs):
+            if isinstance(leaf, torch.Tensor) and leaf is not stream:
+                self.watched[id(leaf)] = (leaf, call, position)
+
+    def read(self, tree: object) -> None:
+        for leaf in pytree.tree_leaves(tree):
+            if isinstance(leaf, torch.Tensor) and id(leaf) in self.watched:
+                _, call, position = self.watched[id(leaf)]
+                call.alive.add(position)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.watched:
+            self.read((args, kwargs))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def recorded_calls(candidates: Mapping[str, nn.Module], any_output: bool = False) -> Iterator[tuple[Recording, _Watch]]:
+    """Records every call of the candidates within the block; what the model returns is to be given to the watch.
+
+    With `any_output` the stream need not be the first tensor that a call returns.
+    """
+    recording = Recording(candidates, [])
+    watch = _Watch()
+    running: list[Observed] = []
+
+    def enter(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            watch.read((args, kwargs))
+            running.append(Observed(path, tuple(outer.path for outer in running), _state(module)))
+            recording.calls.append(running[-1])
+
+        return hook
+
+    def leave(path: str, module: nn.Module) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+            while (observed := running.pop()).path != path:
+                pass  # a call that ended in an exception, which the model caught
+            outputs, out_spec = pytree.tree_flatten(result)
+            stream = _stream_leaves(flatten(args, kwargs)[0], outputs, any_output)
+            if stream is not None:
+                observed.call = LayerCall(path, module, args, dict(kwargs), stream[0], out_spec, outputs, stream[1])
+                watch.begin(observed.call)
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, module in candidates.items():
+            for handle in (
+                module.register_forward_pre_hook(enter(path), with_kwargs=True),
+                module.register_forward_hook(leave(path, module), with_kwargs=True),
+            ):
+                stack.callback(handle.remove)
+        stack.enter_context(watch)
+        yield recording, watch
