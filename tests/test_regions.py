@@ -13,7 +13,6 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from estfx import tags, trace
-from estfx.errors import VerifyError
 from estfx.passes import analysis
 from estfx.pipeline import run_passes
 from estfx.regions import REGIONS
@@ -151,8 +150,6 @@ def no_gradients_inside_autocast(m: Layer, x: torch.Tensor) -> torch.Tensor:
     return x + y * z
 
 
-NESTED = (off_inside_on, on_inside_off)
-ENTERING = {(autocast_off, True), (autocast_on, False), (autocast_without_gradients, False)}  # under another state
 FORMS = (
     without_gradients,
     gradients_inside,
@@ -164,41 +161,37 @@ FORMS = (
     autocast_off,
     autocast_on,
     autocast_without_gradients,
-    *NESTED,
+    off_inside_on,
+    on_inside_off,
     no_gradients_inside_autocast,
 )
 
 
-NO_VALUE = "the verifier asks every node for a value, also those that enter and leave autocast"
-NOT_AROUND = "the inner region has the state around the layer, but not that of the region around it"
 FORGOTTEN = "torch.export (2.13) forgets a gradient mode inside of autocast"
 
 
-def forms(analysed: bool) -> list[object]:
-    """Each form under autocast on and off, marked where it is known to fail."""
-    cases = []
-    for form in FORMS:
-        for ambient in (False, True):
-            marks = []
-            if form is no_gradients_inside_autocast:
-                raised = VerifyError if analysed and not ambient else AssertionError
-                marks.append(pytest.mark.xfail(strict=True, reason=FORGOTTEN, raises=raised))
-            elif analysed and (form in NESTED or (form, ambient) in ENTERING):
-                marks.append(pytest.mark.xfail(strict=True, reason=NO_VALUE, raises=VerifyError))
-            elif (form, ambient) in ((off_inside_on, False), (on_inside_off, True)):
-                marks.append(pytest.mark.xfail(strict=True, reason=NOT_AROUND, raises=AssertionError))
-            cases.append(pytest.param(form, ambient, marks=marks, id=f"{form.__name__}-{'on' if ambient else 'off'}"))
-    return cases
+CASES = [
+    pytest.param(
+        form,
+        ambient,
+        marks=[pytest.mark.xfail(strict=True, reason=FORGOTTEN, raises=AssertionError)]
+        if form is no_gradients_inside_autocast
+        else [],
+        id=f"{form.__name__}-{'on' if ambient else 'off'}",
+    )
+    for form in FORMS
+    for ambient in (False, True)
+]
 
 
-@pytest.mark.parametrize(("form", "ambient"), forms(analysed=False))
+@pytest.mark.parametrize(("form", "ambient"), CASES)
 def test_regions_become_part_of_the_graph(form: Function, ambient: bool) -> None:
     layer, gm = traced(form, ambient)
     assert not any(node.target in REGIONS or node.op == "call_module" for node in gm.graph.nodes)
     assert_the_graph_is_the_layer(layer, gm, ambient)
 
 
-@pytest.mark.parametrize(("form", "ambient"), forms(analysed=True))
+@pytest.mark.parametrize(("form", "ambient"), CASES)
 def test_passes_keep_what_regions_compute(form: Function, ambient: bool) -> None:
     layer, gm = traced(form, ambient)
     with autocast() if ambient else nullcontext():
@@ -231,10 +224,7 @@ def test_autocast_is_entered_only_where_it_is_another_than_that_around_it(
     assert bool(entered) == stands
 
 
-@pytest.mark.parametrize(
-    "ambient",
-    [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason=NO_VALUE, raises=VerifyError))],
-)
+@pytest.mark.parametrize("ambient", [False, True])
 def test_axes_go_through_a_region(ambient: bool) -> None:
     """What stands in a region is narrowed like anything else."""
 
@@ -284,7 +274,6 @@ def test_a_loop_or_branch_stays_in_the_graph_and_computes_what_it_did(form: Func
     assert_the_graph_is_the_layer(layer, gm)
 
 
-@pytest.mark.xfail(strict=True, raises=VerifyError, reason="verifier and walk ask the body of a loop for its shape")
 @pytest.mark.parametrize("form", HIGHER_ORDER)
 def test_what_a_loop_or_branch_touches_stays_whole_and_the_layer_may_be_skipped(form: Function) -> None:
     layer, gm = traced(form)

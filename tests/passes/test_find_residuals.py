@@ -143,7 +143,6 @@ MIRRORED_NORMS: dict[str, tuple[Callable[..., torch.Tensor], list[str]]] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="the first operand that leads back through a norm is taken for the skip")
 @pytest.mark.parametrize("form", MIRRORED_NORMS)
 def test_the_stream_itself_is_never_the_branch(form: str) -> None:
     function, joins = MIRRORED_NORMS[form]

@@ -185,14 +185,7 @@ class NarrowedAndSplit(NarrowedTwice):
         return self.fused.weight.split(24, dim=0)
 
 
-SPLIT = pytest.mark.xfail(
-    strict=True,
-    raises=IndexError,
-    reason="what gives several tensors has no dimensions of its own, and a weight that was narrowed is not recognised",
-)
-
-
-@pytest.mark.parametrize("mixer", [Channelwise, NarrowedTwice, pytest.param(NarrowedAndSplit, marks=SPLIT)])
+@pytest.mark.parametrize("mixer", [Channelwise, NarrowedTwice, NarrowedAndSplit])
 def test_sizes_are_computed_from_weights_that_were_narrowed_before(mixer: type[nn.Module]) -> None:
     gm = analysed(PreNorm(mixer()))
     (channels,) = (role.axis for role in tags.get(gm, tags.Roles).found if role.name == "channels")
