@@ -17,9 +17,12 @@ import torch
 from torch.fx import Graph
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["is_own_function", "kept_functions", "replace_calls"]
+from estfx.algebra import extent_of
+
+__all__ = ["is_own_function", "is_pointwise_function", "kept_functions", "replace_calls"]
 
 _calls: dict[int, tuple[type[torch.autograd.Function], tuple[Any, ...]]] = {}  # by number; tensors are left out
+_pointwise: set[type[torch.autograd.Function]] = set()
 _numbers = itertools.count()
 _callables: dict[type[torch.autograd.Function], Callable[..., Any]] = {}
 
@@ -46,6 +49,42 @@ def _is_pointwise(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> 
         except Exception:  # it needs what a plain context has not: then it is inlined
             return False
     return watch.only and isinstance(result, torch.Tensor) and result.shape == (2, 3)
+
+
+def _has_its_own_gradient(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> bool:
+    """Whether its backward is another than that of the operators in its forward; so too if that cannot be found out.
+
+    False as well for a function that gives more than one tensor, which no single node can stand for.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def real(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        shape = [extent_of(size)[0] for size in value.shape]
+        if value.is_floating_point():
+            made = torch.rand(shape, generator=generator, dtype=torch.float32).to(value.dtype)
+            return made.requires_grad_(value.requires_grad)
+        return torch.zeros(shape, dtype=value.dtype)  # a position that always exists
+
+    with _disable_current_modes(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        reals = [real(a) for a in args]
+        wanted = [r for r in reals if isinstance(r, torch.Tensor) and r.requires_grad]
+        try:
+            value = cls.apply(*reals)
+            if not isinstance(value, torch.Tensor):
+                return False
+            if not wanted:
+                return False
+            own, plain = (
+                torch.autograd.grad(made.float().pow(2).sum(), wanted, allow_unused=True)
+                for made in (value, _forward(cls, reals))
+            )
+        except Exception:
+            return True
+    zeros = [torch.zeros_like(w) for w in wanted]
+    pairs = zip(own, plain, zeros, strict=True)
+    return not all(torch.allclose(z if a is None else a, z if b is None else b, rtol=1e-3) for a, b, z in pairs)
 
 
 def _forward(cls: type[torch.autograd.Function], args: Sequence[Any]) -> Any:
@@ -78,7 +117,11 @@ def kept_functions() -> Iterator[None]:
     inlined = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        if kwargs or cls.__module__.startswith("torch.") or not _is_pointwise(cls, args):
+        if kwargs or cls.__module__.startswith("torch."):
+            return inlined(cls, *args, **kwargs)
+        if _is_pointwise(cls, args):
+            _pointwise.add(cls)
+        elif _has_its_own_gradient(cls, args) is False:
             return inlined(cls, *args, **kwargs)
         number = next(_numbers)
         _calls[number] = (cls, tuple(_TENSOR if isinstance(a, torch.Tensor) else a for a in args))
@@ -112,3 +155,7 @@ def _callable(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
 
 def is_own_function(target: object) -> bool:
     return any(target is known for known in _callables.values())
+
+
+def is_pointwise_function(target: object) -> bool:
+    return any(target is known for cls, known in _callables.items() if cls in _pointwise)

@@ -22,7 +22,7 @@ from estfx import tags
 from estfx.axes import Axis, Dim, Sum
 from estfx.capture import LayerCall, run_quietly
 from estfx.double_precision import promoted
-from estfx.errors import VerifyError
+from estfx.errors import TraceError, VerifyError
 from estfx.graphs import arguments, clone, has_tensor
 from estfx.passes import specialisation
 from estfx.pipeline import run_passes
@@ -95,6 +95,11 @@ def _values_and_gradients(function: Any, stream: torch.Tensor, weights: Tensors)
         torch.manual_seed(0)
         stream = stream.detach().clone().requires_grad_()
         value = function(stream.clone())  # a layer may write into its stream, which it cannot into a leaf
+        if not value.requires_grad:
+            raise TraceError(
+                "a layer gives a result that has no gradient: its model works out the backward pass by itself, as "
+                "reversible layers do. Such a model cannot be trained in parts."
+            )
         wanted = [stream, *(w for w in weights if w.requires_grad)]
         grads = torch.autograd.grad(value, wanted, _direction(value), allow_unused=True)
     return [value.detach(), *(torch.zeros(()) if g is None else g for g in grads)]

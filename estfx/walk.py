@@ -20,7 +20,7 @@ from estfx.algebra import Algebra, Ref, extent_of
 from estfx.axes import Axis, Dim
 from estfx.graphs import arguments, describe, has_tensor, nodes_within, sizes, tensor_of
 from estfx.memory import memory_of, writes
-from estfx.own_functions import is_own_function
+from estfx.own_functions import is_own_function, is_pointwise_function
 
 __all__ = ["RESIZERS", "RULES", "Arguments", "Dims", "Resize", "Walk", "resizer", "rule"]
 
@@ -181,6 +181,8 @@ class Walk:
             return self.pin_all(node, f"a value is changed in place at {describe(node)}")
         if not has_tensor(node) and not isinstance(node.meta.get("val"), (list, tuple)):
             return ()  # a size
+        if is_own_function(node.target) and not is_pointwise_function(node.target):
+            return self.pin_all(node, f"a function with a gradient of its own at {describe(node)}")
         if is_own_function(node.target):
             operands = [n for n in nodes_within((node.args, node.kwargs)) if has_tensor(n)]
             return self.align(node, operands, sizes(node))
