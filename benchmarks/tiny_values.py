@@ -285,6 +285,8 @@ SPECIFIC: dict[str, Values] = {
     },
     # one expert for each token is a condition of the configuration
     "zaya": {
+        "num_attention_heads": 8,  # each half of the KV heads comes from another projection
+        "num_key_value_heads": 4,
         "num_experts_per_tok": 1,
         "router_hidden_size": 20,
         "layer_types": ["hybrid", "hybrid_sliding", "hybrid"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -51,7 +52,7 @@ def _is_pointwise(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> 
     return watch.only and isinstance(result, torch.Tensor) and result.shape == (2, 3)
 
 
-def _has_its_own_gradient(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> bool:
+def _has_its_own_gradient(cls: type[torch.autograd.Function], args: tuple[Any, ...], apply: Callable[..., Any]) -> bool:
     """Whether its backward is another than that of the operators in its forward; so too if that cannot be found out.
 
     False as well for a function that gives more than one tensor, which no single node can stand for.
@@ -67,11 +68,11 @@ def _has_its_own_gradient(cls: type[torch.autograd.Function], args: tuple[Any, .
             return made.requires_grad_(value.requires_grad)
         return torch.zeros(shape, dtype=value.dtype)  # a position that always exists
 
-    with _disable_current_modes(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         reals = [real(a) for a in args]
         wanted = [r for r in reals if isinstance(r, torch.Tensor) and r.requires_grad]
         try:
-            value = cls.apply(*reals)
+            value = apply(cls, *reals)
             if not isinstance(value, torch.Tensor):
                 return False
             if not wanted:
@@ -121,8 +122,11 @@ def kept_functions() -> Iterator[None]:
             return inlined(cls, *args, **kwargs)
         if _is_pointwise(cls, args):
             _pointwise.add(cls)
-        elif _has_its_own_gradient(cls, args) is False:
-            return inlined(cls, *args, **kwargs)
+        else:
+            with ThreadPoolExecutor(1) as apart:  # where nothing of this is traced
+                own = apart.submit(_has_its_own_gradient, cls, args, inlined).result()
+            if not own:
+                return inlined(cls, *args, **kwargs)
         number = next(_numbers)
         _calls[number] = (cls, tuple(_TENSOR if isinstance(a, torch.Tensor) else a for a in args))
         return _own_function(number, [a for a in args if isinstance(a, torch.Tensor)])

@@ -19,6 +19,7 @@ from estfx import tags
 from estfx.algebra import Algebra, Ref, extent_of
 from estfx.axes import Axis, Dim
 from estfx.graphs import arguments, describe, has_tensor, nodes_within, sizes, tensor_of
+from estfx.linear_paths import leading_into_stream
 from estfx.memory import memory_of, writes
 from estfx.own_functions import is_own_function, is_pointwise_function
 
@@ -219,6 +220,12 @@ class Walk:
 
         hidden = set(dim(self.of(stream)[-1]).axes())
         positions = {axis for ref in self.of(stream)[:-1] for axis in dim(ref).axes()}
+        ends = [
+            (c.node, c.argument, all(axis in hidden for ref in c.others for axis in dim(ref).axes()))
+            for c in self.closings
+            if c.others
+        ]
+        to_stream = leading_into_stream(ends)
         coupled: dict[Axis, dict[str, None]] = {}
         for ref, node in self.couplings:
             for axis in dim(ref).axes():
@@ -232,7 +239,7 @@ class Walk:
                     c.argument,
                     c.position,
                     dim(c.ref),
-                    bool(c.others) and all(axis in hidden for ref in c.others for axis in dim(ref).axes()),
+                    c.node in to_stream,
                 )
                 for c in self.closings
             ),
