@@ -48,6 +48,7 @@ def examine(model_type: str, experts: str | None = None) -> Row:
         model = estfx.transform(model, schedule, example_inputs=plain, compile=False)
         row["seconds"] = round(time.perf_counter() - started, 1)
         row |= _found(model.report)
+        row["operators"] = _operators(model)
         stage = "train"
         model.set_step(0)
         trained = _with_gradient(model, inputs)
@@ -67,6 +68,14 @@ def _with_gradient(model: Any, inputs: dict[str, Any]) -> set[str]:
     found = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
+
+
+def _operators(model: Any) -> list[str]:
+    """The operators in the layers' graphs that estfx has a rule for."""
+    from estfx.walk import RULES
+
+    nodes = (n for kind in model._runtime.layers.values() for n in kind.first.traced.graph.graph.nodes)
+    return sorted({str(node.target) for node in nodes if node.target in RULES})
 
 
 def _found(report: Any) -> Row:

@@ -64,7 +64,9 @@ def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
     config = getattr(model, "config", None)
     parameters = inspect.signature(type(model).forward).parameters
-    hands_on = hasattr(config, "use_cache") and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    caches = hasattr(config, "use_cache") or hasattr(text, "use_cache")
+    hands_on = caches and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if config is None or not ("use_cache" in parameters or hands_on):
         return kwargs
     return {**kwargs, "use_cache": False}
