@@ -29,7 +29,7 @@ def default_inputs(
 ) -> dict[str, Any]:
     """Random token ids for a transformers model, no longer than its positions; any other needs `example_inputs`."""
     config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text: Any = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", None)
     if not isinstance(vocabulary, int):
         raise TraceError(
@@ -64,8 +64,8 @@ def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
     config = getattr(model, "config", None)
     parameters = inspect.signature(type(model).forward).parameters
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    caches = hasattr(config, "use_cache") or hasattr(text, "use_cache")
+    text: Any = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    caches = any(hasattr(each, "use_cache") for each in (config, text))
     hands_on = caches and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if config is None or not ("use_cache" in parameters or hands_on):
         return kwargs

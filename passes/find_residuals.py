@@ -65,7 +65,9 @@ class FindResiduals(Analysis):
         stop = _walk_back(outputs[0], stream, flow, dominators, found)
         joins = tuple(found[n] for n in gm.graph.nodes if n in found)
         reason = ""
-        if stop is not stream:
+        if stop is not stream and tensor_of(stream).ndim > 3:
+            reason = f"it mixes several residual streams into each other: none is passed on ({describe(stop)})"
+        elif stop is not stream:
             reason = f"its output does not lead back to its stream through residual joins: they end at {describe(stop)}"
         elif not joins:
             reason = "it has no residual join: its output is its stream, scaled at most"
