@@ -17,8 +17,8 @@ DIFFERENCE = re.compile(r"its whole graph differs from the layer by (\S+), relat
 UNVERIFIED = re.compile(r"not verified|failed verification|narrowing them together failed")
 WITHOUT_NEURONS = {"falcon_mamba", "mamba", "mamba2"}  # no MLP
 ONE_BRANCH = {"nemotron_h"}  # a layer is a mixer or an MLP
-# Such a layer's output has been normalised together with its stream, so without the layer it would be another stream.
-MATHEMATICAL = re.compile(r"cannot be skipped: .* end at \w+ = (?:layer|rms)_norm\.")
+# No copy of the stream passes such a layer unchanged, so there is nothing that could take its place.
+MATHEMATICAL = re.compile(r"cannot be skipped: it mixes several residual streams")
 
 
 def examine(model_type: str, experts: str | None = None) -> Row:
@@ -101,7 +101,7 @@ def all_of(row: Row, key: str) -> list[Any]:
 def complete(row: Row) -> bool:
     """Layers may be skipped, heads (or channels) and neurons are narrowed, and every kept parameter learns.
 
-    Layers whose output is normalised together with the stream need not be skippable. Every kind of layer must have its
+    Layers that mix several residual streams into each other need not be skippable. Every kind of layer must have its
     heads or channels, unless the type's layers are one branch each; a missing note is no proof that there are none.
     """
     if "failed" in row or row["without_gradient"]:

@@ -1,4 +1,4 @@
-"""A quarter of transformers' model types, with every operator that has a rule: what the last full sweep says of them."""
+"""A quarter of the model types of transformers, with every operator that has a rule: as the last full sweep says."""
 
 from __future__ import annotations
 
