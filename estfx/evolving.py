@@ -170,6 +170,8 @@ def transform(
         mount(info.call.module, name, kinds[info.program], runtime)
     model.__dict__[ATTRIBUTE] = runtime
     model.__class__ = _evolving(type(model))
+    for name, reason in decoder.left.items():
+        log.warning("layer `%s` runs as it is, always whole: %s", name, reason)
     for line in missing(schedule, report):
         log.warning(line)
     return model
@@ -196,7 +198,9 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def _compiler(graph: GraphModule) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(graph, fullgraph=True, backend=BACKEND)
+    # The forward and not the module: a GraphModule's call looks into every exception that passes through it, in code
+    # that torch.compile then tries to compile, and checkpointing stops its recomputation by an exception.
+    compiled: Callable[..., Any] = torch.compile(graph.forward, fullgraph=True, backend=BACKEND)
     return compiled
 
 

@@ -27,7 +27,7 @@ class AxisReport(_Record):
 
 class LayerReport(_Record):
     name: str
-    program: str  # the kind; layers of one kind share their graphs
+    program: str  # the kind; layers of one kind share their graphs. Empty: it has none and runs as it is, always whole
     droppable: bool
     axes: list[AxisReport]
     notes: list[str]  # why something stays whole, in words
@@ -63,6 +63,10 @@ def report_of(decoder: Decoder, variants: dict[str, Variant], notes: dict[str, l
                 name=name, program=info.program, droppable=variant.residuals.droppable, axes=found, notes=reasons
             )
         )
+    for name, reason in decoder.left.items():
+        note = f"the layer runs as it is, always whole: {reason}"
+        layers.append(LayerReport(name=name, program="", droppable=False, axes=[], notes=[note]))
+    layers.sort(key=lambda layer: decoder.order.index(layer.name))
     return Report(model=type(decoder.model).__name__, layers=layers)
 
 

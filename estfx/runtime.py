@@ -54,6 +54,7 @@ class Runtime:
     _drawn: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # layer → role → units
     _indices: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
+    _counts: dict[tuple[int, int], Counts] = field(default_factory=dict)  # by stage and kind; asked at every call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
@@ -110,7 +111,10 @@ class Runtime:
 
     def counts(self, kind: Kind) -> Counts:
         """How many units of each role the stage in force keeps, whole ones left out."""
-        return stage_counts(self.schedule, kind.first.roles, self.stage)
+        key = (self.stage_index, id(kind))
+        if key not in self._counts:
+            self._counts[key] = stage_counts(self.schedule, kind.first.roles, self.stage)
+        return self._counts[key]
 
     # -- what the mounts ask ----------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ __all__ = ["Signature", "as_in", "constant_key", "flatten", "is_plain", "signatu
 
 @dataclass(frozen=True)
 class Signature:
-    """Structure of the arguments; for tensors dtype, device type, rank and which sizes are 1; the rest by value."""
+    """Structure of the arguments; for tensors dtype, device, rank and which sizes are 1; the rest by value."""
 
     spec: pytree.TreeSpec
     leaves: tuple[Hashable, ...]
@@ -40,7 +40,7 @@ def constant_key(value: object) -> Hashable:
 
 def tensor_key(tensor: torch.Tensor) -> Hashable:
     ones = tuple(size == 1 for size in tensor.shape)
-    return ("tensor", tensor.dtype, tensor.device.type, ones)
+    return ("tensor", tensor.dtype, tensor.device, ones)
 
 
 def autocast_state(device_type: str) -> Hashable:

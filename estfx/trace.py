@@ -11,8 +11,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from estfx.capture import LayerCall, call_arguments, capture_layers
+from estfx.errors import TraceError
 from estfx.export import TracedLayer, trace_call
 from estfx.kinds import canonical, differing_attributes, kind_key
+from estfx.placement import placement, scattered
 
 ATTRIBUTE = "_estfx"  # where a transformed model and its layers keep what estfx adds
 __all__ = ["Decoder", "LayerInfo", "trace"]
@@ -35,6 +37,10 @@ class Decoder:
     infos: dict[str, LayerInfo]
     traced: dict[str, TracedLayer]
     example_inputs: object = None
+    left: dict[str, str] = field(
+        default_factory=dict
+    )  # layers without a graph, by name, and why; they stay as they are
+    order: tuple[str, ...] = ()  # all layers, as the model calls them
 
     @property
     def programs(self) -> dict[str, GraphModule]:
@@ -58,7 +64,8 @@ def trace(model: nn.Module, example_inputs: object = None) -> Decoder:
     """The decoder as torch.fx graphs, without changing it.
 
     `example_inputs` are keyword arguments (a dict) or arguments (a tuple) of the model's forward; a transformers model
-    needs none. Raises UnsupportedModelError if the model has no layers, TraceError if one cannot be exported.
+    needs none. Raises UnsupportedModelError if the model has no layers, TraceError if none of them can be
+    exported. Where some can, the others are in `Decoder.left`.
     """
     with at_rest(model):
         return _trace(model, example_inputs)
@@ -79,23 +86,46 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 
 def _trace(model: nn.Module, example_inputs: object) -> Decoder:
-    calls = capture_layers(model, example_inputs)
+    calls = _captured(model, example_inputs)
     traced: dict[Hashable, tuple[str, TracedLayer]] = {}
     programs: dict[str, TracedLayer] = {}
     texts: dict[Hashable, str] = {}
     infos: dict[str, LayerInfo] = {}
+    refused: dict[Hashable, TraceError] = {}
+    left: dict[str, str] = {}
     differing = differing_attributes(calls)
     for call in calls:
-        key = kind_key(call, differing)
-        if key not in traced:
-            layer = trace_call(call)
-            text = canonical(layer)
-            if text not in texts:
-                texts[text] = name = _program_name(call.module, programs)
-                programs[name] = layer
-            traced[key] = (texts[text], programs[texts[text]])
-        infos[call.name] = LayerInfo(call.name, traced[key][0], call)
-    return Decoder(model, infos, programs, example_inputs)
+        key = kind_key(call, differing) if not scattered(call.module) else ("scattered", call.name)
+        if key not in traced and key not in refused:
+            try:
+                layer = trace_call(call)
+            except TraceError as error:
+                refused[key] = error
+            else:
+                text = canonical(layer)
+                if text not in texts:
+                    texts[text] = name = _program_name(call.module, programs)
+                    programs[name] = layer
+                traced[key] = (texts[text], programs[texts[text]])
+        if key in refused:
+            left[call.name] = str(refused[key])
+        else:
+            infos[call.name] = LayerInfo(call.name, traced[key][0], call)
+    if not infos:
+        raise next(iter(refused.values()))
+    return Decoder(model, infos, programs, example_inputs, left, tuple(call.name for call in calls))
+
+
+def _captured(model: nn.Module, example_inputs: object) -> list[LayerCall]:
+    try:
+        return capture_layers(model, example_inputs)
+    except TraceError as error:
+        if where := placement(model):
+            raise TraceError(
+                f"{error}. Its parameters lie on several devices: {where}. Either put all on one, or let the model's "
+                "own forward move the stream between its layers, each of them whole on one device."
+            ) from error
+        raise
 
 
 def _program_name(module: nn.Module, taken: dict[str, TracedLayer]) -> str:
