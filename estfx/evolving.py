@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from estfx.capture import without_cache
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
 from estfx.mount import is_mounted, mount, unmount
-from estfx.programs import Kind, Variant, analysed, signature_in
+from estfx.programs import Kind, Variant, analysed
 from estfx.report import Report, report_of
 from estfx.runtime import Runtime
 from estfx.schedule import Schedule, Stage
@@ -38,6 +38,9 @@ class EvolvingModel:
         Call it once before each optimizer step; under gradient accumulation the subnetwork stays the same within one.
         Raises ScheduleError if the step is negative or no integer.
         """
+        for name in self._runtime.layers:
+            layer: Any = self.get_submodule(name)  # type: ignore[attr-defined]
+            layer.__dict__[ATTRIBUTE].look(layer)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
         self._runtime.set_step(step, device)
 
@@ -163,7 +166,7 @@ def transform(
     kinds = {}
     for name, variant in variants.items():
         call = next(info.call for info in decoder.infos.values() if info.program == name)
-        kinds[name] = Kind(name, variant, {signature_in(variant, call): [variant]})
+        kinds[name] = Kind(name, variant, call, verify_kind if verify else None)
     layers = {name: kinds[info.program] for name, info in decoder.infos.items()}
     runtime = Runtime(schedule, seed, report, layers, compiler)
     for name, info in decoder.infos.items():

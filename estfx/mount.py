@@ -6,6 +6,7 @@ and whatever wraps it stay. A skipped layer returns before any of its hooks run,
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import nn
 
 from estfx.programs import Kind, resolve
 from estfx.signature import flatten, is_plain, signature_of
+from estfx.structure import Changes, Snapshot, changes
 from estfx.trace import ATTRIBUTE
 
 if TYPE_CHECKING:
@@ -37,6 +39,24 @@ class Mount:
     runtime: Runtime
     original_class: type[nn.Module]
     idle: bool = False  # while the layer itself is being looked at
+    changed: Changes = frozenset()  # in the layer, since it was transformed
+    _first: Snapshot | None = None
+    _last: Snapshot | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mount:
+        """For a copy of the layer, of which the snapshots say nothing; they are taken when it is looked at."""
+        twin = Mount(self.name, self.kind, copy.deepcopy(self.runtime, memo), self.original_class, self.idle)
+        twin.changed, twin._first = self.changed, self._first
+        return twin
+
+    def look(self, layer: nn.Module) -> None:
+        """Notices what was changed in the layer since it was transformed, such as adapters that were put into it."""
+        if self._last is not None and self._last.same():
+            return
+        self._last = Snapshot(layer, self.name)
+        if self._first is None:
+            self._first = self._last
+        self.changed = changes(self._first.structure, self._last.structure)
 
     def original(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.original_class.forward(layer, *args, **kwargs)
@@ -71,12 +91,12 @@ class Mount:
                 "as it is. Pass use_cache=False."
             )
             return self.original(layer, *args, **kwargs)
-        known = [resolve(layer, path) for path in self.kind.weight_paths]
+        paths, known = self._weights(layer)
         device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
-        signature = signature_of(leaves, spec, device.type, tuple(weight.dtype for weight in known))
+        signature = signature_of(leaves, spec, device.type, tuple(weight.dtype for weight in known), self.changed)
         variant = self.kind.variant(signature, leaves, spec, layer)
         program = self.runtime.program(self.kind, variant)
-        weights = known if program.weights == self.kind.weight_paths else [resolve(layer, p) for p in program.weights]
+        weights = known if program.weights == paths else [resolve(layer, path) for path in program.weights]
         indices = self.runtime.indices(self.name, program, device)
         traced = variant.traced
         inputs = [leaves[i] for i in traced.input_leaves]
@@ -86,6 +106,16 @@ class Mount:
         if factor != 1.0:
             values = (torch.lerp(before, values[0], factor), *values[1:])
         return traced.pack(values)
+
+    def _weights(self, layer: nn.Module) -> tuple[tuple[str, ...], list[torch.Tensor]]:
+        """The weights that tell signatures apart by their dtypes, and their paths; none for a structure that is new."""
+        try:
+            paths = self.kind.weight_paths.get(self.changed, ())
+            return paths, [resolve(layer, path) for path in paths]
+        except AttributeError:  # the layer was changed within a step
+            self.look(layer)
+            paths = self.kind.weight_paths.get(self.changed, ())
+            return paths, [resolve(layer, path) for path in paths]
 
 
 _mounted_classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -117,8 +147,10 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def mount(layer: nn.Module, name: str, kind: Kind, runtime: Runtime) -> None:
-    layer.__dict__[ATTRIBUTE] = Mount(name, kind, runtime, type(layer))
+    here = Mount(name, kind, runtime, type(layer))
+    layer.__dict__[ATTRIBUTE] = here
     layer.__class__ = _mounted(type(layer))
+    here.look(layer)
 
 
 def is_mounted(layer: nn.Module) -> bool:

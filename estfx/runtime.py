@@ -20,6 +20,7 @@ from estfx.programs import Counts, Kind, Program, Variant, resolve
 from estfx.report import Report
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.subnetwork import Subnetwork
+from estfx.trace import ATTRIBUTE
 
 __all__ = ["Runtime", "stage_counts"]
 
@@ -197,7 +198,13 @@ class Runtime:
         found: dict[str, dict[int, torch.Tensor]] = {}
         for layer, drawn in units.items():
             kind = self.layers[layer]
-            program = kind.first.program(self.counts(kind), self.compiler)
+            variant = kind.of_structure(vars(model.get_submodule(layer))[ATTRIBUTE].changed)
+            if variant is None:
+                raise EstfxError(
+                    f"layer `{layer}` was changed since transform, and was not called since. Call the model once; then "
+                    "the parameters that a step narrows are known."
+                )
+            program = variant.program(self.counts(kind), self.compiler)
             indices = program.indices({role: index.numpy()[None] for role, index in drawn.items()})
             by_input = dict(zip((g.placeholder for g in program.gathers), indices, strict=True))
             for path, dim, placeholder in tags.get(program.graph, tags.Indices).weights:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from estfx.structure import Changes
+
 __all__ = ["Signature", "as_in", "constant_key", "flatten", "is_plain", "signature_of"]
 
 
@@ -21,6 +23,7 @@ class Signature:
     leaves: tuple[Hashable, ...]
     weights: tuple[torch.dtype, ...]
     autocast: Hashable
+    structure: Changes = frozenset()  # what was changed in the layer since it was transformed
 
     def __str__(self) -> str:
         tensors = [leaf for leaf in self.leaves if isinstance(leaf, tuple) and leaf[:1] == ("tensor",)]
@@ -63,7 +66,11 @@ def is_plain(leaf: object) -> bool:
 
 
 def signature_of(
-    leaves: list[Any], spec: pytree.TreeSpec, device_type: str, weights: tuple[torch.dtype, ...]
+    leaves: list[Any],
+    spec: pytree.TreeSpec,
+    device_type: str,
+    weights: tuple[torch.dtype, ...],
+    structure: Changes = frozenset(),
 ) -> Signature:
     keys = tuple(tensor_key(leaf) if isinstance(leaf, torch.Tensor) else constant_key(leaf) for leaf in leaves)
-    return Signature(spec, keys, weights, autocast_state(device_type))
+    return Signature(spec, keys, weights, autocast_state(device_type), structure)
