@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
+from types import CodeType
 from typing import Any
 
 import torch
@@ -19,7 +22,9 @@ from estfx import tags
 from estfx.capture import LayerCall
 from estfx.errors import TraceError
 from estfx.exportable import exportable_experts, reversible_patches
-from estfx.graphs import has_tensor
+from estfx.graphs import has_tensor, is_model_code
+from estfx.held_output import held_output
+from estfx.layer_state import Watch, changed_weights
 from estfx.own_functions import kept_functions, replace_calls
 from estfx.regions import inline_regions
 from estfx.signature import flatten
@@ -41,13 +46,22 @@ class TracedLayer:
     stream_leaf: int
     stream_output: int
     alive: frozenset[int]  # leaves of the result, other than the stream, that something outside the layer reads
+    guards: tuple[str, ...] = ()  # what the layer's own code asked about sizes, as Python over `L["tensors"]`
+
+    @cached_property
+    def _guard(self) -> CodeType | None:
+        return compile(" and ".join(f"({g})" for g in self.guards), "<guards>", "eval") if self.guards else None
 
     def accepts(self, leaves: list[Any]) -> bool:
-        """Whether the sizes of these arguments are those that the graph was made for."""
-        return all(
+        """Whether the sizes of these arguments are such as the graph was made for."""
+        same = all(
             all(want is None or want == size for want, size in zip(shape, leaves[i].shape, strict=True))
             for i, shape in zip(self.input_leaves, self.shapes, strict=True)
         )
+        if not same or self._guard is None:
+            return same
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return bool(eval(self._guard, {"L": {"tensors": tensors}}))
 
     def pack(self, values: tuple[torch.Tensor, ...]) -> Any:
         """The graph's values in the structure that the layer itself returns."""
@@ -69,13 +83,15 @@ class _Bound(nn.Module):
         self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         self._spec = spec
+        self.watch = Watch()
 
     def forward(self, tensors: list[torch.Tensor]) -> Any:
         leaves = list(self._leaves)
         for i, tensor in zip(self._tensors, tensors, strict=True):
             leaves[i] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        return self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
+        with self.watch.over(self.layer):  # from within: torch.export puts back whatever is set in its course
+            return self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
 
 
 def export_layer(call: LayerCall) -> ExportedProgram:
@@ -83,20 +99,27 @@ def export_layer(call: LayerCall) -> ExportedProgram:
     leaves, spec = flatten(call.args, call.kwargs)
     tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
     shapes = [[Dim.STATIC if size == 1 else Dim.AUTO for size in tensor.shape] for tensor in tensors]
-    try:
-        bound = _Bound(call.module, leaves, spec)
-        with (
-            _training(call.module),
-            exportable_experts(call.module),
-            reversible_patches(),
-            kept_functions(),
-            torch.enable_grad(),
-        ):
-            return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
-    except Exception as error:
-        raise TraceError(
-            f"layer `{call.name}` ({type(call.module).__name__}) cannot be exported as a graph: {error}"
-        ) from error
+    bound = _Bound(call.module, leaves, spec)
+    with _training(call.module), exportable_experts(call.module), reversible_patches(), kept_functions():
+        try:
+            with torch.enable_grad(), held_output():  # torch prints the graph so far, beside what it raises
+                exported = torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
+        except Exception as error:
+            raise TraceError(_failure(error)) from error
+    if bound.watch.changed:
+        raise TraceError(f"a call sets {', '.join(bound.watch.changed)} of the layer anew, which a graph does not")
+    return exported
+
+
+def _failure(error: Exception) -> str:
+    """What torch.export could not do and at which line of the model, in one sentence, and what to do about it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_model_code(f.filename)]
+    where = f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
+    what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    advice = ""
+    if "data-dependent" in what:
+        advice = ". Let no branch of the layer depend on the values of a tensor: torch.where takes both"
+    return f"torch.export fails{where}: {what}{advice}"
 
 
 @contextmanager
@@ -117,7 +140,19 @@ def _training(layer: nn.Module) -> Iterator[None]:
 
 
 def trace_call(call: LayerCall) -> TracedLayer:
-    """The layer's graph: placeholders for the stream, the other tensors it is given, its parameters and buffers."""
+    """The layer's graph: placeholders for the stream, the other tensors it is given, its parameters and buffers.
+
+    Raises TraceError if there is no graph of it that computes all that the layer does.
+    """
+    try:
+        return _trace_call(call)
+    except TraceError as error:
+        raise TraceError(
+            f"layer `{call.name}` ({type(call.module).__name__}) cannot be exported as a graph: {error}"
+        ) from error.__cause__
+
+
+def _trace_call(call: LayerCall) -> TracedLayer:
     exported = export_layer(call)
     inline_regions(exported.graph_module)
     leaves, _ = flatten(call.args, call.kwargs)
@@ -144,13 +179,12 @@ def trace_call(call: LayerCall) -> TracedLayer:
         elif spec_in.kind == InputKind.CONSTANT_TENSOR:
             constants.append((node, exported.constants[str(spec_in.target)]))
         else:
-            raise TraceError(
-                f"layer `{call.name}` takes an input of kind {spec_in.kind.name}, which estfx does not know."
-            )
+            raise TraceError(f"it takes an input of kind {spec_in.kind.name}, which estfx does not know")
     if len(users) != len(positions):
-        raise TraceError(
-            f"layer `{call.name}` was exported with {len(users)} tensors, but called with {len(positions)}."
-        )
+        raise TraceError(f"it was exported with {len(users)} tensors, but called with {len(positions)}")
+    if changed := changed_weights(old, dict(weights)):
+        places = ", ".join(f"`{path}` at {where}" for path, where in changed.items())
+        raise TraceError(f"a call changes what the layer holds ({places}), and a graph of a part of it would not")
 
     # what nothing reads is left out, but never the stream
     drawing = [
@@ -202,6 +236,7 @@ def trace_call(call: LayerCall) -> TracedLayer:
         stream_leaf=call.stream_leaf,
         stream_output=call.stream_output,
         alive=frozenset(call.alive),
+        guards=tuple(exported._guards_code),
     )
 
 
