@@ -93,7 +93,9 @@ class Mount:
             return self.original(layer, *args, **kwargs)
         paths, known = self._weights(layer)
         device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
-        signature = signature_of(leaves, spec, device.type, tuple(weight.dtype for weight in known), self.changed)
+        unread = self.kind.unread.get(spec, frozenset()) if self.kind.unread else frozenset()
+        dtypes = tuple(weight.dtype for weight in known)
+        signature = signature_of(leaves, spec, device.type, dtypes, self.changed, unread)
         variant = self.kind.variant(signature, leaves, spec, layer)
         program = self.runtime.program(self.kind, variant)
         weights = known if program.weights == paths else [resolve(layer, path) for path in program.weights]
