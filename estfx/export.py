@@ -28,6 +28,7 @@ from estfx.layer_state import Watch, changed_weights
 from estfx.own_functions import kept_functions, replace_calls
 from estfx.regions import inline_regions
 from estfx.signature import flatten
+from estfx.unread import without_unread
 
 CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 __all__ = ["TracedLayer", "trace_call"]
@@ -47,6 +48,7 @@ class TracedLayer:
     stream_output: int
     alive: frozenset[int]  # leaves of the result, other than the stream, that something outside the layer reads
     guards: tuple[str, ...] = ()  # what the layer's own code asked about sizes, as Python over `L["tensors"]`
+    unread: frozenset[int] = frozenset()  # leaves that are numbers, of any value
 
     @cached_property
     def _guard(self) -> CodeType | None:
@@ -94,9 +96,16 @@ class _Bound(nn.Module):
             return self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
 
 
-def export_layer(call: LayerCall) -> ExportedProgram:
-    """torch.export of one layer in training mode; every size is left open but those that are 1, which broadcast."""
+def export_layer(call: LayerCall) -> tuple[ExportedProgram, frozenset[int]]:
+    """torch.export of one layer in training mode, and the numbers among its arguments that it does not read.
+
+    Every size is left open but those that are 1, which broadcast.
+    """
     leaves, spec = flatten(call.args, call.kwargs)
+    return without_unread(lambda given: _exported(call, given, spec), leaves)
+
+
+def _exported(call: LayerCall, leaves: list[Any], spec: pytree.TreeSpec) -> ExportedProgram:
     tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
     shapes = [[Dim.STATIC if size == 1 else Dim.AUTO for size in tensor.shape] for tensor in tensors]
     bound = _Bound(call.module, leaves, spec)
@@ -153,7 +162,7 @@ def trace_call(call: LayerCall) -> TracedLayer:
 
 
 def _trace_call(call: LayerCall) -> TracedLayer:
-    exported = export_layer(call)
+    exported, unread = export_layer(call)
     inline_regions(exported.graph_module)
     leaves, _ = flatten(call.args, call.kwargs)
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -237,6 +246,7 @@ def _trace_call(call: LayerCall) -> TracedLayer:
         stream_output=call.stream_output,
         alive=frozenset(call.alive),
         guards=tuple(exported._guards_code),
+        unread=unread,
     )
 
 

@@ -160,7 +160,8 @@ class Mount:
             known = self._weights(call, layer)
         device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
         dtypes = tuple(weight.dtype for weight in known.values())
-        return signature_of(leaves, spec, device.type, dtypes, self.changed), known
+        unread = call.kind.unread.get(spec, frozenset()) if call.kind.unread else frozenset()
+        return signature_of(leaves, spec, device.type, dtypes, self.changed, unread), known
 
     def _weights(self, call: Call, layer: nn.Module) -> dict[str, torch.Tensor]:
         return {path: resolve(layer, path) for path in call.kind.weight_paths.get(self.changed, ())}

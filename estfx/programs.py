@@ -131,11 +131,12 @@ class Kind:
     )
     variants: dict[Signature, list[Variant]] = field(default_factory=dict)
     weight_paths: dict[Changes, tuple[str, ...]] = field(default_factory=dict)  # what a graph of the structure reads
+    unread: dict[pytree.TreeSpec, frozenset[int]] = field(default_factory=dict)  # numbers whose value does not matter
     lock: Any = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         for example in self.examples:
-            self._add(signature_in(self.first, example), self.first)
+            self._add(signature_in(self.first, example), self.first, self.first.traced.unread)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kind:
         return self  # graphs and programs hold no state of the model
@@ -159,7 +160,7 @@ class Kind:
                 found = self._known(signature, leaves)
                 if found is None:
                     found = in_clean_thread(self._trace, signature, leaves, spec, layer)
-                    self._add(signature, found)
+                    self._add(signature, self._same(found) or found, found.traced.unread)
         return found
 
     def knows(self, signature: Signature, leaves: list[Any]) -> bool:
@@ -169,7 +170,10 @@ class Kind:
     def _known(self, signature: Signature, leaves: list[Any]) -> Variant | None:
         return next((known for known in self.variants.get(signature, ()) if known.traced.accepts(leaves)), None)
 
-    def _add(self, signature: Signature, variant: Variant) -> None:
+    def _add(self, signature: Signature, variant: Variant, unread: frozenset[int] = frozenset()) -> None:
+        if unread or self.unread.get(signature.spec):
+            self.unread[signature.spec] = unread & self.unread.get(signature.spec, unread)
+            signature = signature.of_any(self.unread[signature.spec])
         known = self.variants.setdefault(signature, [])
         if all(variant is not other for other in known):
             known.append(variant)
@@ -194,7 +198,7 @@ class Kind:
                 for note in self.verify(made, call):
                     log.info("%s: %s", self.name, note)
             self._same_roles(made, structure)
-        self._add(replace(signature_in(made, call), structure=structure), made)
+        self._add(replace(signature_in(made, call), structure=structure), made, made.traced.unread)
 
     def _trace(self, signature: Signature, leaves: list[Any], spec: pytree.TreeSpec, layer: nn.Module) -> Variant:
         log.info("tracing %s for a new call signature: %s", self.name, signature)
@@ -205,15 +209,14 @@ class Kind:
                 f"the graph of layer kind {self.name} does not take the sizes that it was made for: "
                 f"{'; '.join(made.traced.guards)}. Please report the model."
             )
-        return self._same(made) or made
+        return made
 
     def _same(self, made: Variant) -> Variant | None:
         """A variant with the same graph on the same weights, whose programs are there already."""
         text, interface = canonical(made.traced), tags.get(made.traced.graph, tags.Interface)
         for known in self.all_variants():
-            same_sizes = (known.traced.shapes, known.traced.guards) == (made.traced.shapes, made.traced.guards)
             same_names = tags.get(known.traced.graph, tags.Interface) == interface
-            if same_sizes and same_names and canonical(known.traced) == text:
+            if same_names and canonical(known.traced) == text:
                 return known
         return None
 

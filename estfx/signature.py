@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ class Signature:
     weights: tuple[torch.dtype, ...]
     autocast: Hashable
     structure: Changes = frozenset()  # what was changed in the layer since it was transformed
+
+    def of_any(self, numbers: frozenset[int]) -> Signature:
+        """The signature with any values of the leaves that are these numbers."""
+        keys = (key[:1] if i in numbers and isinstance(key, tuple) else key for i, key in enumerate(self.leaves))
+        return replace(self, leaves=tuple(keys))
 
     def __str__(self) -> str:
         tensors = [leaf for leaf in self.leaves if isinstance(leaf, tuple) and leaf[:1] == ("tensor",)]
@@ -76,6 +81,9 @@ def signature_of(
     device_type: str,
     weights: tuple[torch.dtype, ...],
     structure: Changes = frozenset(),
+    unread: frozenset[int] = frozenset(),
 ) -> Signature:
+    """The signature of a call; of the leaves in `unread` the value does not matter."""
     keys = tuple(tensor_key(leaf) if isinstance(leaf, torch.Tensor) else constant_key(leaf) for leaf in leaves)
-    return Signature(spec, keys, weights, autocast_state(device_type), structure)
+    signature = Signature(spec, keys, weights, autocast_state(device_type), structure)
+    return signature.of_any(unread) if unread else signature

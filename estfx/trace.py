@@ -112,7 +112,7 @@ def _trace(model: nn.Module, example_inputs: object, layers: LayerPatterns | Non
             except TraceError as error:
                 refused[key] = error
             else:
-                text = canonical(layer)
+                text = (canonical(layer), layer.unread)
                 if text not in texts:
                     texts[text] = name = _program_name(call.module, programs)
                     programs[name] = layer
