@@ -69,6 +69,22 @@ def test_an_attribute_that_changes_nothing_makes_no_kinds() -> None:
     assert kinds(Stack(Numbered(0), Numbered(1)), stream()) == ["Numbered"] * 2
 
 
+class Until(PreNorm):
+    """Runs the same operators as its siblings on short sequences, others on longer ones than its own limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_BTD = super().forward(x_BTD)
+        return x_BTD if x_BTD.shape[1] < self.limit else x_BTD * 2
+
+
+def test_layers_that_ask_other_things_of_sizes_are_different_kinds() -> None:
+    assert kinds(Stack(Until(40), Until(60), Until(40)), stream()) == ["Until", "Until_2", "Until"]
+
+
 def test_an_attribute_that_is_a_factor_makes_kinds() -> None:
     class Scaled(PreNorm):
         def __init__(self, factor: float) -> None:
