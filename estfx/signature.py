@@ -52,7 +52,7 @@ def tensor_key(tensor: torch.Tensor) -> Hashable:
 
 
 def autocast_state(device_type: str) -> Hashable:
-    if not torch.is_autocast_enabled(device_type):
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return "off"
     return (device_type, torch.get_autocast_dtype(device_type))
 
