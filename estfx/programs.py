@@ -119,13 +119,17 @@ def signature_in(variant: Variant, call: LayerCall) -> Signature:
     return signature_of(leaves, spec, device, tuple(resolve(call.module, path).dtype for path in paths))
 
 
+def _devices(call: LayerCall) -> set[torch.device]:
+    return {leaf.device for leaf in flatten(call.args, call.kwargs)[0] if isinstance(leaf, torch.Tensor)}
+
+
 @dataclass
 class Kind:
     """Layers that run the same code on the same shapes."""
 
     name: str
     first: Variant  # as the model called the layer on the example inputs
-    examples: tuple[LayerCall, ...]  # those calls, the first of which it was made from
+    examples: tuple[LayerCall, ...]  # the calls of its layers; from the first it was made
     verify: Callable[[Variant, LayerCall], list[str]] | None = (
         None  # for layers that were changed since; see verification
     )
@@ -135,7 +139,10 @@ class Kind:
     lock: Any = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        placed = _devices(self.examples[0])
         for example in self.examples:
+            if _devices(example) != placed:
+                continue  # its constants lie elsewhere
             self._add(signature_in(self.first, example), self.first, self.first.traced.unread)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kind:

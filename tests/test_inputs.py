@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from architectures import build, tokens
-from hand_written import HIDDEN, PreNorm, Stack, stream
+from hand_written import HIDDEN, Mlp, Stack, stream
 from test_equivalence import EverythingDouble, masked
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import estfx
 from estfx.schedule import Schedule, Stage
@@ -19,7 +20,7 @@ from estfx.unread import without_unread
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.67, neurons=0.5), Stage(start=10)])
 NARROW, WHOLE = 0, 10  # steps
-SHAPES = ((2, 19), (3, 7), (2, 11), (4, 30))
+SHAPES = ((2, 19), (3, 7))
 Inputs = dict[str, Any]
 
 
@@ -86,7 +87,7 @@ def evolving(model: nn.Module, **options: Any) -> nn.Module:
     return estfx.transform(model, SCHEDULE, **{"compile": False, "verify": False, **options})
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama_grouped", "falcon"])
+@pytest.fixture(scope="module", params=["gpt2", "llama_grouped"])
 def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
     """A transformed model and the original."""
     return evolving(small(request.param)), small(request.param)
@@ -154,11 +155,15 @@ def test_no_later_step_traces_what_an_earlier_one_did(pair: tuple[nn.Module, nn.
         assert traces.taken() == 0 or not again
 
 
+@pytest.fixture(scope="module")
+def double() -> tuple[nn.Module, nn.Module]:
+    original = small("llama_grouped").double()
+    return evolving(copy.deepcopy(original)), original
+
+
 @pytest.mark.parametrize("kind", ["left padding", "right padding", "packed sequences", "embeddings"])
-def test_a_subnetwork_on_any_input_is_the_masked_whole(kind: str) -> None:
-    model = small("llama_grouped").double()
-    twin = copy.deepcopy(model)
-    model = evolving(model)
+def test_a_subnetwork_on_any_input_is_the_masked_whole(double: tuple[nn.Module, nn.Module], kind: str) -> None:
+    model, twin = double[0], copy.deepcopy(double[1])
     model.set_step(NARROW)
     ids = tokens()
     sizes = {axis.role: axis.size for axis in model.report.layers[0].axes}
@@ -175,13 +180,13 @@ def test_a_subnetwork_on_any_input_is_the_masked_whole(kind: str) -> None:
         assert (grads[name] - want).abs().max() <= 1e-10 * max(want.abs().max(), 1e-3 * largest), name
 
 
-@pytest.mark.parametrize("length", [5, 19])
-def test_sliding_windows(length: int) -> None:
+def test_sliding_windows() -> None:
     model = small("gemma2", sliding_window=8)
     twin = copy.deepcopy(model)
     evolving(model).set_step(WHOLE)
-    for kind in ("token ids", "left padding", "packed sequences"):
-        assert_equal(model, twin, INPUTS[kind], tokens(2, length))
+    for length in (19, 5):  # longer than the window, and shorter
+        for kind in ("token ids", "left padding"):
+            assert_equal(model, twin, INPUTS[kind], tokens(2, length))
 
 
 # -- dtypes, checkpointing -----------------------------------------------------------------------------------------
@@ -193,9 +198,9 @@ def test_bfloat16(weights: torch.dtype, traces: Traces) -> None:
     twin = copy.deepcopy(model)
     evolving(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=weights is torch.float32):
-        for kind in ("token ids", "left padding", "packed sequences"):
+        for kind in ("token ids", "left padding") if weights is torch.float32 else ("left padding",):
             traces.taken()
-            for shape in SHAPES[:2]:
+            for shape in SHAPES:
                 model.set_step(WHOLE)
                 assert_equal(model, twin, INPUTS[kind], tokens(*shape))
                 model.set_step(NARROW)
@@ -203,18 +208,22 @@ def test_bfloat16(weights: torch.dtype, traces: Traces) -> None:
             assert traces.taken() <= 1
 
 
-@pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-def test_checkpointing_changes_no_gradient_and_traces_nothing(reentrant: bool, traces: Traces) -> None:
-    model = evolving(small("llama_grouped"))
-    twin = copy.deepcopy(model)
-    enable = getattr(twin, "activation_checkpointing_enable", None) or twin.gradient_checkpointing_enable
+def checkpointed(model: nn.Module, reentrant: bool) -> nn.Module:
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
-    for kind in ("token ids", "left padding", "packed sequences", "embeddings"):
-        for each in (model, twin):
-            each.set_step(NARROW)
+    return model
+
+
+def test_checkpointing_changes_no_gradient_and_traces_nothing(traces: Traces) -> None:
+    model = evolving(small("llama_grouped"))
+    twins = [checkpointed(copy.deepcopy(model), reentrant) for reentrant in (False, True)]
+    for kind in ("token ids", "left padding", "embeddings"):
+        model.set_step(NARROW)
         result(model, INPUTS[kind](model, tokens()), tokens())
         traces.taken()
-        assert_equal(twin, model, INPUTS[kind], tokens())
+        for twin in twins:
+            twin.set_step(NARROW)
+            assert_equal(twin, model, INPUTS[kind], tokens())
         assert traces.taken() == 0
 
 
@@ -234,41 +243,73 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
+class Masked(Mlp):
+    def forward(self, x_BTD: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+        return x_BTD + super().forward(x_BTD if mask_BT is None else x_BTD * mask_BT[..., None])
+
+
+class Masking(Stack):
+    """Hands a mask on, to layers that may be checkpointed."""
+
+    checkpointed = False
+
+    def forward(self, x_BTD: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+        for layer in self.layers:
+            if self.checkpointed:
+                x_BTD = checkpoint(layer, x_BTD, mask_BT, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, mask_BT)
+        return x_BTD
+
+
+def masking(**options: Any) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
+    """A model and a training step of it."""
+    model = Masking(Masked(), Masked())
+    evolving(model, example_inputs=(stream(),), **options).set_step(NARROW)
+
+    def step(batch: int, length: int, mask: bool) -> torch.Tensor:
+        x_BTD = torch.randn(batch, length, HIDDEN, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        model(x_BTD, left_padded(torch.ones(batch, length)) if mask else None).square().mean().backward()
+        return x_BTD.grad
+
+    return model, step
+
+
 def test_sizes_become_dynamic_once_and_masks_may_come_and_go(compilations: list[Any]) -> None:
-    model = evolving(small("llama_grouped"), compile=True)
-    model.set_step(NARROW)
-    for kind in ("token ids", "left padding"):
+    model, train = masking(compile=True)
+    for mask in (False, True):
         compilations.clear()
         for shape in ((2, 19), (2, 11), (3, 11)):  # as they are; any length; any batch
-            result(model, INPUTS[kind](model, tokens(*shape)), tokens(*shape))
+            train(*shape, mask)
         assert len(compilations) <= 3
     compilations.clear()
     for step, shape in enumerate(((2, 30), (5, 7), (4, 13), (3, 12), (2, 5))):
         model.set_step(step)
-        for kind in ("token ids", "left padding"):
-            result(model, INPUTS[kind](model, tokens(*shape)), tokens(*shape))
+        train(*shape, False)
+        train(*shape, True)
     assert compilations == []
 
 
 def test_compiled_programs_run_under_checkpointing(compilations: list[Any]) -> None:
-    model = evolving(small("llama_grouped"), compile=True)
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})  # it stops its recomputation by an exception
-    twin = evolving(small("llama_grouped"))
-    for each in (model, twin):
-        each.set_step(NARROW)
-    for kind in ("token ids", "left padding"):
-        logits, grads = result(model, INPUTS[kind](model, tokens()), tokens())
-        want_logits, want_grads = result(twin, INPUTS[kind](twin, tokens()), tokens())
-        torch.testing.assert_close(logits, want_logits)
-        assert grads.keys() == want_grads.keys()
+    model, train = masking(compile=True)
+    model.checkpointed = True  # which stops its recomputation by an exception
+    torch.manual_seed(0)
+    twin, train_twin = masking()
+    twin.load_state_dict(model.state_dict())
+    for mask in (False, True):
+        torch.testing.assert_close(train(3, 11, mask), train_twin(3, 11, mask))
     assert len(compilations) == 2
 
 
 # -- what a layer's code asks about its inputs ---------------------------------------------------------------------
 
 
-class ByLength(PreNorm):
+class Residual(Mlp):
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + super().forward(x_BTD)
+
+
+class ByLength(Residual):
     """Another computation for long sequences, as a layer with chunked attention has it."""
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -276,7 +317,7 @@ class ByLength(PreNorm):
         return x_BTD * 2 if x_BTD.shape[1] > 10 else x_BTD
 
 
-class StepByStep(PreNorm):
+class StepByStep(Residual):
     """A recurrence, whose graph holds every position."""
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -287,13 +328,15 @@ class StepByStep(PreNorm):
         return super().forward(x_BTD + torch.stack(states, dim=1))
 
 
-@pytest.mark.parametrize(("layer", "most"), [(ByLength, 1), (StepByStep, 3)])
-def test_a_graph_serves_no_length_that_it_was_not_made_for(layer: type[PreNorm], most: int, traces: Traces) -> None:
+@pytest.mark.parametrize(("layer", "lengths", "most"), [(ByLength, (5, 12, 3, 11), 1), (StepByStep, (2, 3, 4), 2)])
+def test_a_graph_serves_no_length_that_it_was_not_made_for(
+    layer: type[Residual], lengths: tuple[int, ...], most: int, traces: Traces
+) -> None:
     model = Stack(layer(), layer())
     twin = copy.deepcopy(model)
-    evolving(model, example_inputs=(stream(),)).set_step(WHOLE)
+    evolving(model, example_inputs=(torch.randn(3, lengths[-1], HIDDEN),)).set_step(WHOLE)
     traces.taken()
-    for length in (17, 5, 12, 3, 5, 12, 3):
+    for length in lengths * 2:
         x = torch.randn(2, length, HIDDEN)
         assert torch.equal(model(x), twin(x))
     assert traces.taken() == most
@@ -308,21 +351,21 @@ class Handing(Stack):
         return x_BTD
 
 
-class Deaf(PreNorm):
+class Deaf(Residual):
     def forward(self, x_BTD: torch.Tensor, number: float | None = None) -> torch.Tensor:
         if number is not None and isinstance(number, int | float):  # of which kind it is may be asked
             x_BTD = x_BTD + 1
         return super().forward(x_BTD)
 
 
-class Scaling(PreNorm):
+class Scaling(Residual):
     def forward(self, x_BTD: torch.Tensor, number: float | None = None) -> torch.Tensor:
         return super().forward(x_BTD) * number
 
 
 @pytest.mark.parametrize(("layer", "graphs"), [(Deaf, 1), (Scaling, 4)])
 def test_a_number_makes_a_graph_for_each_value_only_if_it_is_read(
-    layer: type[PreNorm], graphs: int, traces: Traces
+    layer: type[Residual], graphs: int, traces: Traces
 ) -> None:
     model = Handing(layer(), layer())
     twin = copy.deepcopy(model)
