@@ -38,14 +38,9 @@ def _stand_in(size: torch.SymInt) -> int:
     """A value for a size that depends on the data, such as the number of tokens that an expert is given: each unknown
     in it is a large prime of its own, which no other size is mistaken for.
     """
-    known = size.node.shape_env.backed_var_to_val
-    values = {s: known[s] if s in known else prime(200 + int("".join(filter(str.isdigit, s.name)))) for s in free(size)}
-    return int(size.node.expr.xreplace(values))
-
-
-def free(size: torch.SymInt) -> set[sympy.Symbol]:
-    found: set[sympy.Symbol] = size.node.expr.free_symbols
-    return found
+    expr, known = size.node.expr, size.node.shape_env.backed_var_to_val
+    numbers = {s: int("".join(filter(str.isdigit, s.name))) for s in expr.free_symbols}
+    return int(expr.xreplace({s: known[s] if s in known else prime(200 + i) for s, i in numbers.items()}))
 
 
 def _ratio(whole: Extent, part: Extent) -> Extent:

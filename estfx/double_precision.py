@@ -43,8 +43,8 @@ def promoted(gm: GraphModule) -> GraphModule:
         node.target = IN_FLOAT64.get(node.target, node.target)
         node.args = pytree.tree_map(_double_dtype, node.args, is_leaf=lambda x: isinstance(x, Node))
         node.kwargs = pytree.tree_map(_double_dtype, node.kwargs, is_leaf=lambda x: isinstance(x, Node))
-        if node.op == "get_attr" and (value := getattr(gm, node.target)).is_floating_point():
-            setattr(gm, node.target, value.double())
+        if node.op == "get_attr" and isinstance(value := getattr(gm, node.target), torch.Tensor):
+            setattr(gm, node.target, value.double() if value.is_floating_point() else value)
     gm.recompile()
     return gm
 

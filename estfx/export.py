@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -13,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -21,16 +17,14 @@ from torch.utils import _pytree as pytree
 from estfx import tags
 from estfx.capture import LayerCall
 from estfx.errors import TraceError
-from estfx.exportable import exportable_experts, reversible_patches
-from estfx.graphs import has_tensor, is_model_code
-from estfx.held_output import held_output
-from estfx.layer_state import Watch, changed_weights
-from estfx.own_functions import kept_functions, replace_calls
+from estfx.graphs import has_tensor
+from estfx.layer_export import export_layer
+from estfx.layer_state import changed_weights
+from estfx.mappings import Entry, put_entries
+from estfx.own_functions import replace_calls
 from estfx.regions import inline_regions
 from estfx.signature import flatten
-from estfx.unread import without_unread
 
-CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 __all__ = ["TracedLayer", "trace_call"]
 
 
@@ -46,6 +40,8 @@ class TracedLayer:
     constants: tuple[Any, ...]  # leaves of the result that are no tensors
     stream_leaf: int
     stream_output: int
+    operations: int  # how many functions of torch the layer called
+    written: tuple[Entry, ...]  # entries of dictionaries among the arguments; their values are the last leaves
     alive: frozenset[int]  # leaves of the result, other than the stream, that something outside the layer reads
     guards: tuple[str, ...] = ()  # what the layer's own code asked about sizes, as Python over `L["tensors"]`
     unread: frozenset[int] = frozenset()  # leaves that are numbers, of any value
@@ -65,87 +61,15 @@ class TracedLayer:
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return bool(eval(self._guard, {"L": {"tensors": tensors}}))
 
-    def pack(self, values: tuple[torch.Tensor, ...]) -> Any:
-        """The graph's values in the structure that the layer itself returns."""
+    def pack(self, values: tuple[torch.Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The graph's values in the structure that the layer itself returns, or writes into its arguments."""
         leaves = [self.constants[j] if i is None else values[i] for j, i in enumerate(self.outputs)]
-        return pytree.tree_unflatten(leaves, self.out_spec)
+        return put_entries(pytree.tree_unflatten(leaves, self.out_spec), args, kwargs, self.written)
 
     def skip(self, stream: torch.Tensor) -> Any:
         """What the layer returns when it is passed over."""
         leaves = [stream if i == 0 else self.constants[j] for j, i in enumerate(self.outputs)]
         return pytree.tree_unflatten(leaves, self.out_spec)
-
-
-class _Bound(nn.Module):
-    """The layer as a function of its tensor arguments alone, the others fixed."""
-
-    def __init__(self, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> None:
-        super().__init__()
-        self.layer = layer
-        self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        self._spec = spec
-        self.watch = Watch()
-
-    def forward(self, tensors: list[torch.Tensor]) -> Any:
-        leaves = list(self._leaves)
-        for i, tensor in zip(self._tensors, tensors, strict=True):
-            leaves[i] = tensor
-        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        with self.watch.over(self.layer):  # from within: torch.export puts back whatever is set in its course
-            return self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
-
-
-def export_layer(call: LayerCall) -> tuple[ExportedProgram, frozenset[int]]:
-    """torch.export of one layer in training mode, and the numbers among its arguments that it does not read.
-
-    Every size is left open but those that are 1, which broadcast.
-    """
-    leaves, spec = flatten(call.args, call.kwargs)
-    return without_unread(lambda given: _exported(call, given, spec), leaves)
-
-
-def _exported(call: LayerCall, leaves: list[Any], spec: pytree.TreeSpec) -> ExportedProgram:
-    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    shapes = [[Dim.STATIC if size == 1 else Dim.AUTO for size in tensor.shape] for tensor in tensors]
-    bound = _Bound(call.module, leaves, spec)
-    with _training(call.module), exportable_experts(call.module), reversible_patches(), kept_functions():
-        try:
-            with torch.enable_grad(), held_output():  # torch prints the graph so far, beside what it raises
-                exported = torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
-        except Exception as error:
-            raise TraceError(_failure(error)) from error
-    if bound.watch.changed:
-        raise TraceError(f"a call sets {', '.join(bound.watch.changed)} of the layer anew, which a graph does not")
-    return exported
-
-
-def _failure(error: Exception) -> str:
-    """What torch.export could not do and at which line of the model, in one sentence, and what to do about it."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_model_code(f.filename)]
-    where = f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
-    what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    advice = ""
-    if "data-dependent" in what:
-        advice = ". Let no branch of the layer depend on the values of a tensor: torch.where takes both"
-    return f"torch.export fails{where}: {what}{advice}"
-
-
-@contextmanager
-def _training(layer: nn.Module) -> Iterator[None]:
-    """Training mode, and no activation checkpointing: that goes around the program, not into it."""
-    before = {module: (module.training, vars(module).get(CHECKPOINTING)) for module in layer.modules()}
-    try:
-        for module in before:
-            module.training = True
-            if before[module][1]:
-                setattr(module, CHECKPOINTING, False)
-        yield
-    finally:
-        for module, (training, checkpointing) in before.items():
-            module.training = training
-            if checkpointing:
-                setattr(module, CHECKPOINTING, checkpointing)
 
 
 def trace_call(call: LayerCall) -> TracedLayer:
@@ -244,6 +168,8 @@ def _trace_call(call: LayerCall) -> TracedLayer:
         constants=tuple(None if isinstance(out, (Node, torch.Tensor)) else out for out in call.outputs),
         stream_leaf=call.stream_leaf,
         stream_output=call.stream_output,
+        operations=call.operations,
+        written=call.written,
         alive=frozenset(call.alive),
         guards=tuple(exported._guards_code),
         unread=unread,

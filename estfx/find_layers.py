@@ -54,8 +54,9 @@ def _members(model: nn.Module, *containers: type[nn.Module]) -> Iterator[tuple[s
 
 
 def members_of_lists(model: nn.Module) -> dict[str, nn.Module]:
-    members = _members(model, nn.ModuleList)
-    return {path: module for path, module in members if next(module.parameters(), None) is not None}
+    members = dict(_members(model, nn.ModuleList))
+    likely = {path: module for path, module in members.items() if could_be_a_layer(module)}
+    return likely or {path: module for path, module in members.items() if num_matrices(module)}
 
 
 def members_of_other_containers(model: nn.Module) -> dict[str, nn.Module]:

@@ -58,7 +58,7 @@ def kind_key(call: LayerCall, differing: dict[str, set[str]]) -> Hashable:
         tree.append((path, type(module), shapes, tuple(_plain_attributes(module, read).items())))
     leaves, spec = flatten(call.args, call.kwargs)
     keys = tuple((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else constant_key(x) for x in leaves)
-    return (tuple(tree), str(spec), keys, frozenset(call.alive), call.stream_leaf, call.stream_output)
+    return (tuple(tree), str(spec), keys, frozenset(call.alive), call.written, call.stream_leaf, call.stream_output)
 
 
 def canonical(layer: TracedLayer) -> Hashable:
@@ -71,8 +71,9 @@ def canonical(layer: TracedLayer) -> Hashable:
         constant = _constant(getattr(layer.graph, node.target)) if node.op == "get_attr" else None
         args = torch.fx.map_arg((node.args, node.kwargs), lambda n: numbers[n])
         lines.append(f"{target} {args} {shape} {constant}")
+    called = (layer.out_spec, layer.written, layer.outputs, layer.input_leaves, layer.stream_leaf)
     asked = (layer.shapes, layer.guards)  # of the sizes that a graph of the same operators is given
-    return ("\n".join(lines), str(layer.out_spec), layer.outputs, layer.input_leaves, layer.stream_leaf, asked)
+    return ("\n".join(lines), *map(str, called), asked)
 
 
 def _constant(value: object) -> object:

@@ -12,9 +12,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from estfx.mappings import Entry, open_mappings, with_entries, written_entries
 from estfx.signature import flatten
 
-__all__ = ["LayerCall", "Observed", "Recording", "recorded_calls"]
+__all__ = ["LayerCall", "Observed", "Recording", "outcome", "recorded_calls"]
 
 
 @dataclass
@@ -32,6 +33,8 @@ class LayerCall:
     alive: set[int] = field(default_factory=set)  # other result leaves that something outside the layer read
     attributes: dict[str, set[str]] = field(default_factory=dict)  # read while it ran, by submodule
     number: int = 1  # of the calls of this module within one forward
+    written: tuple[Entry, ...] = ()  # of dictionaries that it was given; their values are the last of `outputs`
+    operations: int = 0  # how many functions of torch it called
 
     @property
     def path(self) -> str:
@@ -57,6 +60,8 @@ class Observed:
     path: str
     within: tuple[str, ...]  # the candidates whose calls it was made in, outermost first
     state: State  # when it began
+    arguments: tuple[list[Any], pytree.TreeSpec]  # of (args, kwargs), before the call could write into them
+    operations: int  # how many functions of torch had been called when it began
     call: LayerCall | None = None
 
 
@@ -81,12 +86,23 @@ def _stream_leaves(inputs: list[Any], outputs: list[Any], any_output: bool) -> t
     return None
 
 
+def outcome(result: Any, before: Any, after: Any) -> tuple[list[Any], pytree.TreeSpec, tuple[Entry, ...]]:
+    """The leaves of what a call gave, what it wrote into dictionaries among them, their structure, and those entries.
+
+    `before` and `after` are the arguments as they were before and after the call.
+    """
+    written = written_entries(before, after)
+    outputs, out_spec = pytree.tree_flatten(with_entries(result, after[0], after[1], written))
+    return outputs, out_spec, written
+
+
 class _Watch(TorchFunctionMode):
     """Notes which of the watched tensors any operation reads."""
 
     def __init__(self) -> None:
         super().__init__()
         self.watched: dict[int, tuple[torch.Tensor, LayerCall, int]] = {}
+        self.operations = 0
 
     def begin(self, call: LayerCall) -> None:
         stream = call.outputs[call.stream_output]
@@ -102,6 +118,7 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.operations += 1
         if self.watched:
             self.read((args, kwargs))
         return func(*args, **kwargs)
@@ -120,7 +137,9 @@ def recorded_calls(candidates: Mapping[str, nn.Module], any_output: bool = False
     def enter(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             watch.read((args, kwargs))
-            running.append(Observed(path, tuple(outer.path for outer in running), _state(module)))
+            open_mappings(args, kwargs)
+            within = tuple(outer.path for outer in running)
+            running.append(Observed(path, within, _state(module), flatten(args, kwargs), watch.operations))
             recording.calls.append(running[-1])
 
         return hook
@@ -129,10 +148,16 @@ def recorded_calls(candidates: Mapping[str, nn.Module], any_output: bool = False
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
             while (observed := running.pop()).path != path:
                 pass  # a call that ended in an exception, which the model caught
-            outputs, out_spec = pytree.tree_flatten(result)
-            stream = _stream_leaves(flatten(args, kwargs)[0], outputs, any_output)
+            leaves, spec = observed.arguments
+            before = pytree.tree_unflatten(leaves, spec)
+            stream = _stream_leaves(leaves, pytree.tree_leaves(result), any_output)
             if stream is not None:
-                observed.call = LayerCall(path, module, args, dict(kwargs), stream[0], out_spec, outputs, stream[1])
+                outputs, out_spec, written = outcome(result, before, (args, kwargs))
+                found = LayerCall(path, module, before[0], before[1], stream[0], out_spec, outputs, stream[1])
+                observed.call = found
+                observed.call.written = written
+                observed.call.alive.update(range(len(pytree.tree_leaves(result)), len(outputs)))
+                observed.call.operations = watch.operations - observed.operations
                 watch.begin(observed.call)
 
         return hook

@@ -147,7 +147,7 @@ class Mount:
         values = program.call(*inputs, *indices, *weights)
         if factor != 1.0:
             values = (torch.lerp(before, values[0], factor), *values[1:])
-        return traced.pack(values)
+        return traced.pack(values, args, kwargs)
 
     def _signature(
         self, call: Call, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec

@@ -22,6 +22,7 @@ from estfx.errors import TraceError
 from estfx.export import TracedLayer, trace_call
 from estfx.graphs import clone
 from estfx.kinds import canonical
+from estfx.layer_calls import outcome
 from estfx.passes import analysis, specialisation
 from estfx.pipeline import run_passes
 from estfx.signature import Signature, as_in, flatten, signature_of
@@ -234,12 +235,17 @@ class Kind:
         args, kwargs = pytree.tree_unflatten(detached, spec)
         here: Any = layer._estfx
         with run_quietly(layer):
-            outputs, out_spec = pytree.tree_flatten(here.original(layer, *args, **kwargs))
+            result = here.original(layer, *args, **kwargs)
+        before = pytree.tree_unflatten(detached, spec)
+        outputs, out_spec, written = outcome(result, before, (args, kwargs))
         stream = self.first.traced.stream_leaf
         if stream >= len(leaves) or not isinstance(leaves[stream], torch.Tensor):
             shape = outputs[0].shape
             stream = next(i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.shape == shape)
-        call = LayerCall(here.path, layer, args, kwargs, stream, out_spec, outputs, self.first.traced.stream_output)
+        call = LayerCall(
+            here.path, layer, before[0], before[1], stream, out_spec, outputs, self.first.traced.stream_output
+        )
+        call.written, call.operations = written, self.first.traced.operations
         call.alive = set(self.first.traced.alive)
         with here.bypassed():
             made = analysed(trace_call(call))

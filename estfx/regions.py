@@ -23,6 +23,8 @@ __all__ = ["inline_regions"]
 
 WITH_GRAD_MODE = torch.ops.higher_order.wrap_with_set_grad_enabled
 WITH_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+ENTER, EXIT = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast
+AUTOCAST = (ENTER, EXIT)
 REGIONS = (WITH_GRAD_MODE, WITH_AUTOCAST)
 aten = torch.ops.aten
 
@@ -43,13 +45,13 @@ def _inline(gm: GraphModule, node: Node) -> None:
             results = _copied(gm, body, operands, given)
         else:
             device_type, dtype, enabled, cache, body, *given = node.args
-            if _is_in_force(device_type, dtype, enabled):
+            if _is_in_force(node, device_type, dtype, enabled):
                 results = _copied(gm, body, given, given)
             else:
                 state = (device_type, dtype, enabled, cache)
-                entered = graph.call_function(torch.amp.autocast_mode._enter_autocast, state)
+                entered = graph.call_function(ENTER, state)
                 results = _copied(gm, body, given, given)
-                graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
+                graph.call_function(EXIT, (entered,))
     for user in list(node.users):
         assert user.target is operator.getitem, f"{user} reads a region as a whole"
         user.replace_all_uses_with(results[user.args[1]])
@@ -57,7 +59,19 @@ def _inline(gm: GraphModule, node: Node) -> None:
     graph.erase_node(node)
 
 
-def _is_in_force(device_type: Any, dtype: Any, enabled: Any) -> bool:
+def _is_in_force(node: Node, device_type: Any, dtype: Any, enabled: Any) -> bool:
+    """Whether that is the state of the innermost region around the node, or, outside of all, that of the export."""
+    around: list[Node] = []
+    for before in node.graph.nodes:
+        if before is node:
+            break
+        if before.target is ENTER and before.args[0] == device_type:
+            around.append(before)
+        elif before.target is EXIT and before.args[0] in around:
+            around.remove(before.args[0])
+    if around:
+        _, same, on, _ = around[-1].args
+        return bool(on == enabled and (not enabled or same == dtype))
     if autocasts(device_type) != enabled:
         return False
     return bool(not enabled or dtype is None or torch.get_autocast_dtype(device_type) == dtype)

@@ -162,15 +162,17 @@ class Walk:
             if node is stream or (_has_numbers(node) and any(n in self.carriers for n in node.all_input_nodes)):
                 self.carriers.add(node)
             self.dims[node] = self._visit(node)
-        self.pin("it is a dimension of the residual stream", *self.of(stream))
         outputs: Sequence[Node] = self.gm.graph.output_node().args[0]  # type: ignore[assignment]
+        for mine, given in zip(self.of(stream), self.of(outputs[0]), strict=True):
+            self.unify(stream, mine, given)  # without a residual connection of its own, no operator does
+        self.pin("it is a dimension of the residual stream", *self.of(stream))
         for value in outputs:
             self.pin("it leaves the layer", *self.of(value))
         return self._result(stream)
 
     def _visit(self, node: Node) -> Dims | list[Dims]:
         if node.op in ("placeholder", "get_attr"):
-            return self.fresh_like(node)
+            return self.fresh_like(node) if has_tensor(node) else ()  # the body of a loop or a branch has no shape
         if node.target is operator.getitem:
             dims = self.dims[node.args[0]]  # type: ignore[index]
             return dims[node.args[1]] if isinstance(dims, list) else ()  # type: ignore[index]

@@ -27,6 +27,28 @@ COMPARISONS = {  # their plain forms give booleans
     for name in ("eq_", "ne_", "lt_", "le_", "gt_", "ge_")
     for overload in (getattr(aten, name).Scalar, getattr(aten, name).Tensor)
 } | {aten.logical_and_.default, aten.logical_or_.default, aten.logical_xor_.default, aten.logical_not_.default}
+ALIASES = {  # second names of operators
+    getattr(getattr(aten, alias), overload): getattr(getattr(aten, name), overload)
+    for alias, name in {
+        "multiply": "mul",
+        "subtract": "sub",
+        "divide": "div",
+        "true_divide": "div",
+        "absolute": "abs",
+        "negative": "neg",
+        "clip": "clamp",
+        "greater": "gt",
+        "greater_equal": "ge",
+        "less": "lt",
+        "less_equal": "le",
+        "not_equal": "ne",
+        "fix": "trunc",
+        "special_expit": "sigmoid",
+        "arctan2": "atan2",
+    }.items()
+    for overload in getattr(aten, alias).overloads()
+    if overload in getattr(aten, name).overloads()
+}
 COPIES = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 
 
@@ -42,6 +64,7 @@ class DropNoise(Rewrite):
         %v = mul(%x, %b)
         %a = add_(%v, %b)           # %v is no view         %a = add(%v, %b)
         %u = gelu(%x)               # nothing reads it
+        %m = multiply(%x, %b)                               %m = mul(%x, %b)
     """
 
     def run(self, gm: GraphModule) -> int:
@@ -109,6 +132,13 @@ def _plain_indexing(gm: GraphModule, node: Node) -> bool:
     return True
 
 
+def _plain_name(gm: GraphModule, node: Node) -> bool:
+    if node.target not in ALIASES:
+        return False
+    node.target = ALIASES[node.target]
+    return True
+
+
 def _functional(gm: GraphModule, node: Node) -> bool:
     """An operator in place on a value of its own, with which nothing else shares memory, is the plain operator."""
     if not writes(node) or not node.args or not has_tensor(mutated := node.args[0]):
@@ -145,6 +175,7 @@ EDITS: tuple[Callable[[GraphModule, Node], bool], ...] = (
     _drop_assertion,
     _drop_unread,
     _drop_identity,
+    _plain_name,
     _plain_indexing,
     _functional,
 )

@@ -151,7 +151,10 @@ def _walk_back(
             node = fork
             continue
         trials = []
-        for skip, branch in (operands, operands[::-1]):
+        pairs = sorted(
+            (operands, operands[::-1]), key=lambda pair: not _passes_on(pair[0], fork)
+        )  # the fork itself first
+        for skip, branch in pairs:
             inner: dict[Node, tags.Join] = {}
             if _leads_back(skip, fork, flow, dominators, inner):
                 trials.append((skip, branch, inner))

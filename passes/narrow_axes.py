@@ -94,7 +94,7 @@ class _Narrowing:
         return edits
 
     def _concerns(self, node: Node, resize: Resize) -> bool:
-        names = [node.name, *(source.name for source in nodes_within((node.args, node.kwargs)))]
+        names = [node.name, *(self.born.get(source, source.name) for source in nodes_within((node.args, node.kwargs)))]
         return any(resize.changes(dim) for name in names for dim in self.axes.dims.get(name, ()))
 
     # -- births -----------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class NormedBranch(Block):
 
 
 class NormedStream(Block):
-    """The first transformer's form: the norm stands on the stream itself, so that no layer can be passed over."""
+    """The first transformer's form: the norm stands on the stream itself."""
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         x_BTD = self.norm_1(x_BTD + self.attention(x_BTD))

@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from estfx import tags, trace
 from estfx.capture import default_inputs
 from estfx.errors import TraceError, UnsupportedModelError
+from estfx.layer_export import UNROLLED
 from estfx.programs import resolve
 from estfx.signature import flatten
 from estfx.trace import Decoder as TracedDecoder
@@ -38,6 +39,24 @@ def kinds(model: nn.Module, example_inputs: object = None) -> list[str]:
     decoder = trace(model, example_inputs)
     assert set(decoder.layers.values()) == set(decoder.programs) == set(decoder.traced)
     return list(decoder.layers.values())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
+def test_batch_and_length_of_a_layer_are_left_open(name: str) -> None:
+    (layer,) = trace(build(name)).traced.values()
+    assert layer.shapes[0][:2] == (None, None)
+
+
+def test_a_loop_unrolled_over_positions_has_fixed_sizes() -> None:
+    class Loop(PreNorm):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            state = x_BTD[:, 0]
+            for _ in range(UNROLLED):
+                state = torch.tanh(state)
+            return super().forward(x_BTD + state[:, None])
+
+    (layer,) = trace(Stack(Loop(), Loop()), (stream(),)).traced.values()
+    assert layer.shapes == (tuple(stream().shape),)
 
 
 def test_layers_that_compute_the_same_are_one_kind() -> None:
@@ -137,7 +156,7 @@ def by_hand(decoder: TracedDecoder, name: str) -> tuple[Any, Any]:
     leaves, _ = flatten(call.args, call.kwargs)
     inputs = [leaves[i] for i in traced.input_leaves]
     weights = [resolve(call.module, path) for _, path in tags.get(traced.graph, tags.Interface).weights]
-    return call.module(*call.args, **call.kwargs), traced.pack(traced.graph(*inputs, *weights))
+    return call.module(*call.args, **call.kwargs), traced.pack(traced.graph(*inputs, *weights), call.args, call.kwargs)
 
 
 def same(one: Any, other: Any) -> bool:

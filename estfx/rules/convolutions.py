@@ -19,7 +19,8 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, a
 def convolution(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
     """`out[b, g·o, t] = Σ_{i, s} input[b, g·i, t + s] · weight[g·o, i, s] + bias[g·o]`, for each of the groups `g`.
 
-    What a filter slides over stays whole.
+    What a filter slides over stays whole. So do the inputs of a group, where there are several of both: the dimension
+    that the sum runs over holds the groups too, over which nothing is summed and which must not be scaled.
     """
     x, weight, groups = walk.of(a["input"]), walk.of(a["weight"]), a["groups"]
     filters = len(weight) - 2
@@ -31,8 +32,10 @@ def convolution(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
     (group, inner), (same, outer) = inputs, outputs
     walk.unify(node, group, same)
     walk.unify(node, inner, weight[1])
-    if walk.algebra.size(inner) > 1:
+    if groups == 1:
         walk.close(node, "input", len(batch), channels, (outer,))
+    elif walk.algebra.size(inner) > 1:
+        walk.pin(f"summed over in groups at {describe(node)}", inner)
     if a["bias"] is not None:
         walk.unify(node, weight[0], walk.of(a["bias"])[0])
     after = walk.fresh_like(node)[len(batch) + 1 :]

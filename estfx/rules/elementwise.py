@@ -47,6 +47,12 @@ aten = torch.ops.aten
     aten.__and__.Tensor,
     aten.__or__.Tensor,
     aten.__xor__.Tensor,
+    aten.copy.default,  # what `DropNoise` makes of the operators in place below
+    aten.fill.Scalar,
+    aten.fill.Tensor,
+    aten.zero.default,
+    aten.uniform.default,
+    aten.exponential.default,
     aten.copy_.default,
     aten.fill_.Scalar,
     aten.fill_.Tensor,

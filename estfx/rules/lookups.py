@@ -43,13 +43,14 @@ def index(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
 
 @rule(aten.index_put.default, aten.index_put_.default)
 def index_put(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
-    """`x[i, j] = values`: the indexed dimensions stay whole, the values' last dimensions are those of what is left."""
+    """`x[i, j] = values`: the values' last dimensions are those of what is left; places and positions stay whole."""
     places = _places(a["indices"])
     if places is None or places[0] != 0:
         return walk.pin_all(node, f"written by a mask, or in places apart, at {describe(node)}")
     dims, values = walk.of(a["self"]), walk.of(a["values"])
     rest = dims[len(places) :]
-    _pin_position(walk, node, *dims[: len(places)], *values[: max(0, len(values) - len(rest))])
+    positions = [ref for i in places for ref in walk.of(a["indices"][i])]  # each of them is written to
+    _pin_position(walk, node, *dims[: len(places)], *positions, *values[: max(0, len(values) - len(rest))])
     _follow(walk, node, rest, values)
     return dims
 
@@ -67,18 +68,21 @@ def index_select(walk: Walk, node: Node, a: Arguments) -> Dims:
     dims = walk.of(a["self"])
     at = a["dim"] % len(dims)
     _pin_position(walk, node, dims[at])
-    return (*dims[:at], *walk.of(a["index"]), *dims[at + 1 :])
+    positions = walk.of(a["index"]) or (walk.fresh(1),)  # a number alone is one position
+    return (*dims[:at], *positions, *dims[at + 1 :])
 
 
 @rule(aten.index_add.default, aten.index_add_.default, aten.index_copy.default, aten.index_copy_.default)
 def index_add(walk: Walk, node: Node, a: Arguments) -> Dims:
     """`x[:, i] += source`: one dimension is written by position, the others are one."""
-    dims, source = walk.of(a["self"]), walk.of(a["source"])
+    dims, source, positions = walk.of(a["self"]), walk.of(a["source"]), walk.of(a["index"])
     at = a["dim"] % len(dims)
-    _pin_position(walk, node, dims[at], source[at])
     for i, (ref, other) in enumerate(zip(dims, source, strict=True)):
         if i != at:
             walk.unify(node, ref, other)
+    for ref in positions:
+        walk.unify(node, ref, source[at])
+    _pin_position(walk, node, dims[at], source[at])
     return dims
 
 
@@ -129,7 +133,9 @@ def scatter(walk: Walk, node: Node, a: Arguments) -> Dims:
 def topk(walk: Walk, node: Node, a: Arguments) -> list[Dims]:
     """(values, positions): what the largest are looked for in stays whole."""
     dims = walk.of(a["self"])
-    at = a["dim"] % max(len(dims), 1)
+    if not dims:
+        return [dims] * 2
+    at = a["dim"] % len(dims)
     chosen = walk.fresh(node.meta["val"][0].shape[at])
     walk.pin(f"the largest are taken at {describe(node)}", dims[at], chosen)
     return [(*dims[:at], chosen, *dims[at + 1 :])] * 2

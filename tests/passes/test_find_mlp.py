@@ -46,7 +46,7 @@ class Sorted(Mlp):
     """Which neuron is which is lost between the two matrices."""
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return self.down(self.up(x_BTD).cumsum(dim=-1))
+        return self.down(self.up(x_BTD).sort(dim=-1)[0])
 
 
 class Normed(Mlp):
@@ -90,7 +90,7 @@ def test_refusal_names_the_obstacle() -> None:
     roles = roles_of(Sorted())
     assert [role.name for role in roles.found] == ["heads"]
     (note,) = roles.notes
-    reason = f"a dimension of {NEURONS} that closes into the stream stays whole: summed up in order at cumsum = "
+    reason = f"a dimension of {NEURONS} that closes into the stream stays whole: sorted at sort = "
     assert note.startswith(reason)
 
 

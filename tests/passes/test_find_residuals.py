@@ -19,6 +19,7 @@ from hand_written import (
 )
 from shallow import layer_graph
 from torch import nn
+from torch.nn import functional as F
 
 from estfx import tags, trace
 from estfx.passes import analysis
@@ -37,7 +38,7 @@ def as_text(residuals: tags.Residuals) -> str:
     return "\n".join([*lines, "droppable" if residuals.droppable else f"not droppable: {residuals.reason}", ""])
 
 
-@pytest.mark.parametrize("block", [PreNorm, Mirrored, NormedBranch])
+@pytest.mark.parametrize("block", [PreNorm, Mirrored, NormedBranch, NormedStream])
 def test_golden(block: type[nn.Module], golden: Callable[[str, str], None]) -> None:
     gm = before(FindResiduals, block())
     assert FindResiduals().run(gm) == 2
@@ -55,6 +56,15 @@ def halves(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     """A branch of two parts, which are added before they join the stream."""
     y = layer.norm(x)
     return (layer.f(y) + layer.g(y)) + x
+
+
+def rms(x: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
+
+
+def standardised(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight + bias
 
 
 FORMS: dict[str, tuple[Callable[..., torch.Tensor], list[str]]] = {
@@ -81,7 +91,62 @@ FORMS: dict[str, tuple[Callable[..., torch.Tensor], list[str]]] = {
     "a gate from the stream": (lambda m, x: x + m.f(x) * m.g(x).sigmoid(), ["stream mul"]),
     "a branch with a residual of its own": (lambda m, x: x + m.g((y := m.f(x)) + m.norm(y)), ["stream linear_1"]),
     "the stream twice": (lambda m, x: (x + x) + m.f(x), ["add linear"]),
+    # norms of the stream itself
+    "a norm of the sum": (lambda m, x: m.norm(x + m.f(x)), ["stream linear"]),
+    "a norm of the sum, the stream last": (lambda m, x: m.norm(m.f(x) + x), ["stream linear"]),
+    "two of them": (
+        lambda m, x: m.norm((y := m.norm(x + m.f(x))) + m.g(y)),
+        ["stream linear", "layer_norm linear_1"],
+    ),
+    "two of them, the stream last": (
+        lambda m, x: m.norm(m.g(y := m.norm(m.f(x) + x)) + y),
+        ["stream linear", "layer_norm linear_1"],
+    ),
+    "an RMS norm": (lambda m, x: F.rms_norm(x + m.f(x), (HIDDEN,), m.norm.weight), ["stream linear"]),
+    "an RMS norm by hand": (lambda m, x: rms(x + m.f(x), m.norm.weight), ["stream linear"]),
+    "the weight first": (lambda m, x: m.norm.weight * rms(m.f(x) + x, 1.0), ["stream linear"]),
+    "in another dtype": (
+        lambda m, x: m.norm.weight * rms((x + m.f(x)).double(), 1.0).to(x.dtype),
+        ["stream linear"],
+    ),
+    "a layer norm by hand": (
+        lambda m, x: standardised(x + m.f(x), m.norm.weight, m.norm.bias),
+        ["stream linear"],
+    ),
+    "a sandwich and a norm of the sum": (
+        lambda m, x: m.norm(x + m.norm(m.f(m.norm(x)))),
+        ["stream layer_norm_1"],
+    ),
+    "the normed stream goes on": (lambda m, x: m.norm(x) + m.f(x), ["layer_norm linear"]),
+    "the normed stream goes on, last": (lambda m, x: m.f(x) + m.norm(x), ["layer_norm linear"]),
+    "the normed stream goes both ways": (lambda m, x: (y := m.norm(x)) + m.f(y), ["layer_norm linear"]),
+    "both ways, the branch first": (lambda m, x: m.f(y := m.norm(x)) + y, ["layer_norm linear"]),
+    "both are normed, the branch first": (lambda m, x: m.norm(m.f(x)) + m.norm(x), ["layer_norm_1 layer_norm"]),
+    "both are normed": (lambda m, x: m.norm(x) + m.norm(m.f(x)), ["layer_norm layer_norm_1"]),
+    # learned scales
+    "a learned scale on the branch": (lambda m, x: x + m.norm.weight * m.f(x), ["stream mul"]),
+    "a learned scale on the stream": (lambda m, x: x * m.norm.weight + m.f(x), ["mul linear"]),
+    "learned scales on both": (lambda m, x: m.norm.bias * m.f(x) + x * m.norm.weight, ["mul_1 mul"]),
+    "a learned shift of the result": (lambda m, x: (x + m.f(x)) + m.norm.weight, ["stream linear"]),
+    "a scale for each position": (
+        lambda m, x: x * (t := m.g(x)[..., :1].sigmoid()) + m.f(x) * (1 - t),
+        ["mul mul_1"],
+    ),
+    # a branch that is nothing but a norm
+    "a norm for a branch": (lambda m, x: x + m.norm(x), ["stream layer_norm"]),
+    "a norm by hand for a branch": (lambda m, x: x + rms(x, m.norm.weight), ["stream mul_1"]),
 }
+MIRRORED_NORMS: dict[str, tuple[Callable[..., torch.Tensor], list[str]]] = {
+    "a norm for a branch, first": (lambda m, x: m.norm(x) + x, ["stream layer_norm"]),
+    "a norm by hand for a branch, first": (lambda m, x: rms(x, m.norm.weight) + x, ["stream mul_1"]),
+    "a scaled copy for a branch, first": (lambda m, x: x * m.norm.weight + x, ["stream mul"]),
+}
+
+
+@pytest.mark.parametrize("form", MIRRORED_NORMS)
+def test_the_stream_itself_is_never_the_branch(form: str) -> None:
+    function, joins = MIRRORED_NORMS[form]
+    assert [f"{j.skip} {j.branch}" for j in found(function).joins] == joins
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -100,17 +165,37 @@ def test_forms(form: str) -> None:
         assert join.join not in join.nodes
 
 
+def several_streams(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """Two copies of the stream are weighed into one for the branch, and get its result by weights of their own."""
+    weights = layer.f.weight[:2, :2]
+    streams = torch.stack((x, x.roll(1, dims=-1)))
+    y = layer.g(torch.einsum("sbtd,s->btd", streams, layer.norm.weight[:2]))
+    streams = torch.einsum("sbtd,sr->rbtd", streams, weights) + layer.norm.bias[:2, None, None, None] * y
+    return streams.sum(0)
+
+
 ENDS_AT = "its output does not lead back to its stream through residual joins: they end at "
 REFUSED: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "no skip": (lambda m, x: m.f(m.norm(x)), ENDS_AT + "linear = linear.default"),
-    "a norm on the stream": (lambda m, x: m.norm(x + m.f(x)), ENDS_AT + "layer_norm = layer_norm.default"),
     "two streams of the same": (lambda m, x: m.f(x) + m.g(x), ENDS_AT + "add = add.Tensor"),
-    "a learned scale on the stream": (lambda m, x: x * m.norm.weight + m.f(x), ENDS_AT + "add = add.Tensor"),
-    "something else is added": (lambda m, x: (x + m.f(x)) + m.norm.weight, ENDS_AT + "add_1 = add.Tensor"),
     "the stream minus the branch": (lambda m, x: x - m.f(x), ENDS_AT + "sub = sub.Tensor"),
     "the stream after a branch alone": (lambda m, x: (y := m.f(x)) + m.g(y), ENDS_AT + "linear = linear.default"),
     "the stream moved along": (lambda m, x: x.roll(1, dims=1) + m.f(x), ENDS_AT + "add = add.Tensor"),
     "only the stream": (lambda m, x: x + x, "it has no residual join: its output is its stream, scaled at most"),
+    "a norm and a branch, nothing around them": (
+        lambda m, x: m.f(m.norm(x)),
+        ENDS_AT + "linear = linear.default",
+    ),
+    "a gate between stream and branch": (
+        lambda m, x: x * (t := m.g(x).sigmoid()) + m.f(x) * (1 - t),
+        ENDS_AT + "add = add.Tensor",
+    ),
+    "several streams": (several_streams, ENDS_AT + "sum_1 = sum.dim_IntList"),
+    "only a norm": (lambda m, x: m.norm(x), "it has no residual join: its output is its stream, scaled at most"),
+    "a norm by hand": (
+        lambda m, x: rms(x, m.norm.weight),
+        "it has no residual join: its output is its stream, scaled at most",
+    ),
     "the stream scaled": (lambda m, x: x * 2, "it has no residual join: its output is its stream, scaled at most"),
 }
 
@@ -125,9 +210,8 @@ def test_refusal_says_where_the_way_back_ends(form: str) -> None:
         assert "(hand_written.py:" in residuals.reason  # the line of the model's own code
 
 
-def test_refusal_for_post_norm_keeps_no_join() -> None:
-    gm = run_passes(before(FindResiduals, NormedStream()), [FindResiduals()])
-    assert tags.get(gm, tags.Residuals).joins == ()
+def test_refusal_keeps_no_join() -> None:
+    assert found(several_streams).joins == ()
 
 
 class WithWeights(nn.Module):

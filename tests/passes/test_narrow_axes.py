@@ -7,11 +7,12 @@ from architectures import DECODERS
 from hand_written import HEADS, HIDDEN, NEURONS, GatedMlp, GroupedAttention, PreNorm, analysed, halved, stream
 from shallow import layer_graph
 from torch import nn
+from torch.nn import functional as F
 
 from estfx import tags
 from estfx.axes import Axis
 from estfx.errors import VerifyError
-from estfx.graphs import clone, sizes
+from estfx.graphs import arguments, clone, sizes
 from estfx.passes import analysis
 from estfx.passes.narrow_axes import NarrowAxes
 from estfx.pipeline import run_passes
@@ -145,3 +146,55 @@ def test_every_architecture_narrows_to_one_unit(name: str) -> None:
     kept = {role.axis: 1 for role in tags.get(gm, tags.Roles).found}
     assert len(kept) == 2
     run_passes(gm, [NarrowAxes(kept)])  # the rules of the verifier compare every shape with its axes
+
+
+class Channelwise(nn.Module):
+    """A weight that is narrowed, and whose dimensions the groups of a convolution are counted from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(HIDDEN, 24)
+        self.filters = nn.Conv1d(24, 24, 4, groups=24, padding=3)
+        self.fused = nn.Linear(24, 48, bias=False)
+        self.out = nn.Linear(24, HIDDEN)
+
+    def mixed(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        y = self.filters(self.into(x_BTD).transpose(1, 2))[..., : x_BTD.shape[1]]
+        return y.transpose(1, 2)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.out(self.mixed(x_BTD))
+
+
+class NarrowedTwice(Channelwise):
+    """A weight that is narrowed in both dimensions, and then taken apart."""
+
+    def halves(self) -> tuple[torch.Tensor, ...]:
+        return self.fused.weight[:24], self.fused.weight[24:]
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        y = self.mixed(x_BTD)
+        gate, value = self.halves()
+        return self.out(y * F.linear(y, gate).sigmoid() * F.linear(y, value))
+
+
+class NarrowedAndSplit(NarrowedTwice):
+    """The same by an operator that gives several tensors."""
+
+    def halves(self) -> tuple[torch.Tensor, ...]:
+        return self.fused.weight.split(24, dim=0)
+
+
+@pytest.mark.parametrize("mixer", [Channelwise, NarrowedTwice, NarrowedAndSplit])
+def test_sizes_are_computed_from_weights_that_were_narrowed_before(mixer: type[nn.Module]) -> None:
+    gm = analysed(PreNorm(mixer()))
+    (channels,) = (role.axis for role in tags.get(gm, tags.Roles).found if role.name == "channels")
+    indices = tags.get(run_passes(gm, [NarrowAxes({channels: 7})]), tags.Indices)
+    (convolution,) = (node for node in gm.graph.nodes if node.target is torch.ops.aten.conv1d.default)
+    assert arguments(convolution)["groups"] == 7
+    assert sizes(convolution)[1] == 7
+    twice = [position for path, position, _ in indices.weights if path == "attention.fused.weight"]
+    assert twice == ([] if mixer is Channelwise else [0, 1])
+    if mixer is not Channelwise:
+        products = [n for n in gm.graph.nodes if n.target is torch.ops.aten.linear.default]
+        assert [sizes(arguments(n)["weight"]) for n in products[1:3]] == [(7, 7), (7, 7)]

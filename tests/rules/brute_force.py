@@ -8,6 +8,9 @@ A row holds a function of tensors that calls ATen overloads by name, and the dim
 
 Every axis that is not pinned is then narrowed to random units of it: the inputs are taken at those units, the
 operators run with the sizes that their resizers compute, and every value must be the original one at those units.
+
+A function may write into memory that it made itself: what stood there before is kept for every input and every tensor
+that is born in it, so that a write which is missing, or goes elsewhere, shows.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from estfx.graphs import arguments, has_tensor
 from estfx.walk import FACTORIES, RESIZERS, RULES, Resize, Walk
 
 STREAM = "stream"
+UNFILLED = {torch.ops.aten.empty.memory_format, torch.ops.aten.new_empty.default}  # what stands there is anything
 Units = Mapping[Axis, np.ndarray]
 Values = dict[Node, Any]
 
@@ -86,6 +90,7 @@ class Recorded:
     inputs: list[Node]
     outputs: list[Node]
     values: Values
+    born: Values  # what inputs and factories gave, before anything was written into it
 
 
 class _Recorder(TorchFunctionMode):
@@ -94,10 +99,15 @@ class _Recorder(TorchFunctionMode):
         self.graph = Graph()
         self.nodes: dict[int, Node] = {}
         self.values: Values = {}
+        self.born: Values = {}
 
     def add(self, node: Node, value: Any) -> Node:
         node.meta["val"] = value
         self.values[node] = value
+        if node.op == "placeholder" or node.target in FACTORIES:
+            if node.target in UNFILLED:
+                value.copy_(torch.arange(value.numel()).reshape(value.shape) + 1000)
+            self.born[node] = value.clone()
         if isinstance(value, torch.Tensor):
             self.nodes[id(value)] = node
         else:
@@ -123,7 +133,7 @@ def record(function: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> Reco
         results = function(*inputs)
     recorder.graph.output((stream,))
     outputs = [recorder.nodes[id(r)] for r in ([results] if isinstance(results, torch.Tensor) else results)]
-    return Recorded(GraphModule({}, recorder.graph), nodes, outputs, recorder.values)
+    return Recorded(GraphModule({}, recorder.graph), nodes, outputs, recorder.values, recorder.born)
 
 
 def make_inputs(inputs: Sequence[Input], rng: np.random.Generator) -> list[torch.Tensor]:
@@ -178,6 +188,7 @@ def in_letters(axes: tags.Axes, recorded: Recorded) -> str:
 
 
 def taken(value: torch.Tensor, dims: Sequence[Dim], units: Units) -> torch.Tensor:
+    value = value.clone()  # which may be written into
     for position, dim in enumerate(dims):
         value = value.index_select(position, torch.from_numpy(dim.flat_index(units)))
     return value
@@ -196,7 +207,7 @@ def _narrowed(recorded: Recorded, axes: tags.Axes, units: Units, resized: set[ob
     resize = Resize(axes, {axis: len(chosen) for axis, chosen in units.items()}, lambda old, dim: old)
     for node in recorded.gm.graph.nodes:
         if node.op == "placeholder" or node.target in FACTORIES:
-            values[node] = taken(recorded.values[node], axes.dims[node.name], units)
+            values[node] = taken(recorded.born[node], axes.dims[node.name], units)
         elif node.target is operator.getitem:
             values[node] = values[node.args[0]][node.args[1]]
         elif node.op == "call_function":
@@ -222,7 +233,7 @@ def _masked(recorded: Recorded, axes: tags.Axes, units: Units) -> Values:
     values: Values = {}
     for node in recorded.gm.graph.nodes:
         if node.op == "placeholder" or node.target in FACTORIES:
-            values[node] = recorded.values[node]
+            values[node] = recorded.born[node].clone()
         elif node.target is operator.getitem:
             values[node] = values[node.args[0]][node.args[1]]
         elif node.op == "call_function":

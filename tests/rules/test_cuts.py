@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from brute_force import Positions, Row, check, check_narrowing, make_inputs, reasons, record, rules_of, walk
+from brute_force import Row, check, check_narrowing, make_inputs, reasons, record, rules_of, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.export import Dim, export
@@ -114,31 +114,6 @@ ROWS = [
     ),
     Row(aten.glu.default, aten.glu.default, [(3, 10)], "a b+b -> a b", "close"),
     Row(aten.glu.default, lambda x: aten.glu.default(x, 0), [(6, 5)], "a+a b -> a b", "close"),
-    Row(
-        aten.index.Tensor, lambda x, i: aten.index.Tensor(x, [None, i]), [(3, 5), Positions((7,), 5)], "a !b, c -> a c"
-    ),
-    Row(
-        aten.index.Tensor, lambda x, i: aten.index.Tensor(x, [i]), [(5, 3), Positions((2, 7), 5)], "!a b, c d -> c d b"
-    ),
-    Row(
-        aten.index_select.default,
-        lambda x, i: aten.index_select.default(x, -2, i),
-        [(2, 5, 3), Positions((7,), 5)],
-        "a !b c, d -> a d c",
-    ),
-    Row(
-        aten.gather.default,
-        lambda x, i: aten.gather.default(x, -1, i),
-        [(3, 5), Positions((3, 2), 5)],
-        "a !b, a c -> a c",
-    ),
-    Row(
-        aten.gather.default,
-        lambda x, i: aten.gather.default(x, 0, i),
-        [(5, 3, 7), Positions((2, 2, 7), 5)],
-        "!a !b c, d !e c -> d !e c",
-    ),
-    Row(aten.embedding.default, aten.embedding.default, [(5, 3), Positions((2, 7), 5)], "!a b, c d -> c d b"),
 ]
 
 
@@ -172,16 +147,6 @@ def test_a_cut_through_the_middle_of_a_unit_is_refused_by_name(function, name):
 
 def test_a_step_that_does_not_fit_is_refused_by_name():
     assert reasons(slices(1, 0, END, 2), [(3, 7)]) == {"one unit in 2 is taken at slice_tensor = slice.Tensor"}
-
-
-def test_a_mask_is_refused_by_name():
-    found = reasons(lambda x: aten.index.Tensor(x, [aten.gt.Scalar(x, 0)]), [(3, 5)])
-    assert found == {"indexed by several tensors or a mask at index_tensor = index.Tensor"}
-
-
-def test_several_positions_at_once_are_refused_by_name():
-    found = reasons(lambda x, i: aten.index.Tensor(x, [i, i]), [(3, 5), Positions((2,), 3)])
-    assert found == {"indexed by several tensors or a mask at index_tensor = index.Tensor"}
 
 
 @pytest.mark.parametrize(

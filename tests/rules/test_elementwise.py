@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from estfx.rules import elementwise
 
 aten = torch.ops.aten
+END = 2**63 - 1  # how torch.export writes an open end
 
 UNARY = (
     aten.detach.default,
@@ -22,7 +23,54 @@ UNARY = (
     aten.to.dtype_layout,
 )
 SMOOTH = (aten.silu.default, aten.softplus.default, aten.log_sigmoid.default)  # a vector's tail may round otherwise
+DRAWN = (  # in place
+    lambda x: aten.uniform_.default(x, -1.0, 1.0),
+    aten.normal_.default,
+    aten.exponential_.default,
+    lambda x: aten.bernoulli_.float(x, 0.3),
+)
+IN_PLACE_DRAWS = (
+    aten.uniform_.default,
+    aten.normal_.default,
+    aten.exponential_.default,
+    aten.bernoulli_.float,
+)
+BITS = (aten.__and__.Tensor, aten.__or__.Tensor, aten.__xor__.Tensor)
 RANDOM = (aten.rand_like.default, aten.randn_like.default, aten.empty_like.default)
+
+
+def own(op):
+    """The operator in place, on a copy of its first operand."""
+    return lambda x, *given: op(aten.clone.default(x), *given)
+
+
+def put_together(x, shared):
+    """Keys of two parts, the second the same for all heads, written into memory that was made for both."""
+    heads, first, second = x.shape[1], x.shape[3], shared.shape[3]
+    whole = aten.new_empty.default(x, [*x.shape[:3], first + second])
+    aten.copy_.default(aten.slice.Tensor(whole, -1, 0, first), x)
+    aten.copy_.default(aten.slice.Tensor(whole, -1, first, END), aten.expand.default(shared, [-1, heads, -1, -1]))
+    return whole
+
+
+def step_by_step(x, decay):
+    """`h[:, t] = decay * h[:, t - 1] + x[:, t]`."""
+    states = aten.zeros_like.default(x)
+    before = aten.new_zeros.default(x, [x.shape[0], x.shape[2]])
+    for t in range(x.shape[1]):
+        before = aten.add.Tensor(aten.mul.Tensor(before, decay), aten.select.int(x, 1, t))
+        aten.copy_.default(aten.select.int(states, 1, t), before)
+    return states
+
+
+def read_back(x, y):
+    """A view that was made before the write reads what was written."""
+    whole = aten.new_empty.default(x, [3, 5])
+    turned = aten.transpose.int(whole, 0, 1)
+    aten.copy_.default(aten.slice.Tensor(whole, 1, 0, 2), x)
+    aten.mul_.Tensor(aten.slice.Tensor(turned, 0, 2, 5), y)
+    return aten.neg.default(turned)
+
 
 ROWS = [
     Row(aten.add.Tensor, aten.add.Tensor, [(3, 5), (3, 5)], "a b, a b -> a b"),
@@ -74,6 +122,62 @@ ROWS = [
     Row(aten.rsub.Tensor, aten.rsub.Tensor, [(5,), (3, 5)], "a, b a -> b a"),
     Row(aten.polar.default, aten.polar.default, [(5,), (3, 5)], "a, b a -> b a", "close"),
     Row(aten.complex.default, aten.complex.default, [(3, 5), (3, 1)], "a b, a 1 -> a b"),
+    Row(aten.floor_divide.default, aten.floor_divide.default, [(3, 5), (5,)], "a b, b -> a b"),
+    Row(aten.floor_divide.default, lambda x: aten.floor_divide.default(x, 2), [(3, 5)], "a b -> a b"),
+    *(Row(op, op, [Mask((5,)), Mask((3, 1))], "a, b 1 -> b a") for op in BITS),
+    # the plain forms of what is in place below
+    Row(aten.copy.default, aten.copy.default, [(3, 5), (3, 1)], "a b, a 1 -> a b"),
+    Row(aten.fill.Scalar, lambda x: aten.fill.Scalar(x, 7.0), [(3, 5)], "a b -> a b"),
+    Row(aten.fill.Tensor, aten.fill.Tensor, [(3, 5), ()], "a b, () -> a b"),
+    Row(aten.zero.default, aten.zero.default, [(3, 5)], "a b -> a b"),
+    Row(aten.uniform.default, lambda x: aten.uniform.default(x, -1.0, 1.0), [(3, 5)], "a b -> a b", "shape"),
+    Row(aten.exponential.default, aten.exponential.default, [(3, 5)], "a b -> a b", "shape"),
+    # in place, the values broadcast
+    Row(aten.copy_.default, own(aten.copy_.default), [(3, 5), (5,)], "a b, b -> a b"),
+    Row(aten.copy_.default, own(aten.copy_.default), [(3, 5), (3, 1)], "a b, a 1 -> a b"),
+    Row(aten.copy_.default, own(aten.copy_.default), [(3, 5), ()], "a b, () -> a b"),
+    Row(aten.add_.Tensor, own(aten.add_.Tensor), [(2, 3, 5), (3, 1)], "a b c, b 1 -> a b c"),
+    Row(aten.fill_.Scalar, own(lambda x: aten.fill_.Scalar(x, 7.0)), [(3, 5)], "a b -> a b"),
+    Row(aten.fill_.Tensor, own(aten.fill_.Tensor), [(3, 5), ()], "a b, () -> a b"),
+    Row(aten.zero_.default, own(aten.zero_.default), [(3, 5)], "a b -> a b"),
+    Row(
+        aten.masked_fill_.Scalar,
+        own(lambda x, m: aten.masked_fill_.Scalar(x, m, 7.0)),
+        [(3, 5), Mask((5,))],
+        "a b, b -> a b",
+    ),
+    Row(aten.masked_fill_.Tensor, own(aten.masked_fill_.Tensor), [(3, 5), Mask((3, 1)), ()], "a b, a 1, () -> a b"),
+    Row(aten.dropout_.default, own(lambda x: aten.dropout_.default(x, 0.1, False)), [(3, 5)], "a b -> a b"),
+    Row(aten.dropout_.default, own(lambda x: aten.dropout_.default(x, 0.1, True)), [(3, 5)], "a b -> a b", "shape"),
+    *(Row(op, own(f), [(3, 5)], "a b -> a b", "shape") for op, f in zip(IN_PLACE_DRAWS, DRAWN, strict=True)),
+    # into views of memory that was made for it
+    Row(aten.copy_.default, put_together, [(2, 3, 5, 4), (2, 1, 5, 7)], "a b c d, a 1 c e -> a b c d+e"),
+    Row(aten.copy_.default, step_by_step, [(2, 4, 3), (3,)], "a 1+1+1+1 b, b -> a 1+1+1+1 b"),
+    Row(aten.copy_.default, read_back, [(3, 2), (3, 3)], "a b, c a -> b+c a"),
+    Row(
+        aten.fill_.Scalar,
+        lambda x: (y := aten.clone.default(x), aten.fill_.Scalar(aten.slice.Tensor(y, 1, 2, END), 7.0))[0],
+        [(3, 5)],
+        "a b+c -> a b+c",
+    ),
+    Row(
+        aten.zero_.default,
+        lambda x: (y := aten.clone.default(x), aten.zero_.default(aten.select.int(y, 0, -1)))[0],
+        [(3, 5)],
+        "a+1 b -> a+1 b",
+    ),
+    Row(
+        aten.masked_fill_.Scalar,
+        lambda x, m: (y := aten.clone.default(x), aten.masked_fill_.Scalar(aten.transpose.int(y, 0, 1), m, 7.0))[0],
+        [(3, 5), Mask((3,))],
+        "a b, a -> a b",
+    ),
+    Row(
+        aten.copy_.default,  # through a view with other sizes
+        lambda x, y: (z := aten.clone.default(x), aten.copy_.default(aten.view.default(z, [2, 3, 5]), y))[0],
+        [(2, 15), (3, 5)],
+        "a b·c, b c -> a b·c",
+    ),
     Row(aten.expand_as.default, aten.expand_as.default, [(3, 1), (2, 3, 5)], "a 1, b a c -> b a c"),
 ]
 
@@ -108,12 +212,22 @@ def test_a_pointwise_operator_with_several_results_is_refused_by_name():
     }
 
 
-@pytest.mark.parametrize("op", [aten.add_.Tensor, aten.mul_.Tensor, aten.copy_.default], ids=str)
-def test_an_operator_in_place_is_refused_by_name(op):
+IN_PLACE = [aten.add_.Tensor, aten.mul_.Tensor, aten.copy_.default]
+
+
+@pytest.mark.parametrize("op", IN_PLACE, ids=str)
+def test_an_operator_in_place_on_what_the_layer_is_given_is_refused_by_name(op):
     name = str(op).removeprefix("aten.")
-    (reason,) = reasons(lambda x, y: op(aten.clone.default(x), y), [(3, 5), (3, 5)])
-    assert name in reason
-    assert "in place" in reason
+    place = op._schema.name.removeprefix("aten::")
+    (reason,) = reasons(op, [(3, 5), (3, 5)])
+    assert reason.startswith(f"a value is changed in place at {place}")
+    assert reason.endswith(f" = {name}")
+
+
+@pytest.mark.parametrize("op", IN_PLACE, ids=str)
+def test_so_is_one_on_a_view_of_it(op):
+    (reason,) = reasons(lambda x, y: op(aten.transpose.int(x, 0, 1), y), [(5, 3), (3, 5)])
+    assert "a value is changed in place" in reason
 
 
 def test_an_unknown_operator_is_refused_by_name():

@@ -73,3 +73,11 @@ def test_what_decoders_commonly_call_has_a_rule():
     called = {node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
     unknown = {op for op in called if op not in RULES and torch.Tag.pointwise not in op.tags}
     assert unknown == {aten._assert_tensor_metadata.default}  # which a pass drops
+
+
+def test_the_plain_form_of_an_operator_in_place_has_a_rule_too():
+    """`DropNoise` puts it in the place of one that writes into a value with which nothing else shares memory."""
+    in_place = [op for op in RULES if isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable]
+    plain = {getattr(getattr(aten, op._schema.name[6:-1], None), op._overloadname, None) for op in in_place} - {None}
+    assert plain
+    assert {op for op in plain if op not in RULES and torch.Tag.pointwise not in op.tags} == set()
