@@ -73,6 +73,8 @@ class _Calls(TorchFunctionMode):
         self.left = limit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # the body of a loop or a branch, which must have no side effects
+            return func(*args, **(kwargs or {}))
         self.left -= 1
         if self.left < 0:
             raise _Unrolled

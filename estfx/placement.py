@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["placement", "scattered"]
+__all__ = ["placement"]
 
 NAMED = 3  # parameters of each device that a message names
 
@@ -15,11 +15,6 @@ def _by_device(module: nn.Module) -> dict[torch.device, list[str]]:
     for name, parameter in module.named_parameters():
         found.setdefault(parameter.device, []).append(name)
     return found
-
-
-def scattered(module: nn.Module) -> bool:
-    """Whether its parameters lie on more than one device."""
-    return len(_by_device(module)) > 1
 
 
 def placement(module: nn.Module) -> str:

@@ -15,7 +15,7 @@ from estfx.errors import TraceError
 from estfx.export import TracedLayer, trace_call
 from estfx.kinds import canonical, differing_attributes, kind_key
 from estfx.layer_names import LayerPatterns
-from estfx.placement import placement, scattered
+from estfx.placement import placement
 
 ATTRIBUTE = "_estfx"  # where a transformed model and its layers keep what estfx adds
 __all__ = ["Decoder", "LayerInfo", "trace"]
@@ -105,7 +105,13 @@ def _trace(model: nn.Module, example_inputs: object, layers: LayerPatterns | Non
     reasons: dict[str, str] = {}  # by the path of the module
     differing = differing_attributes(calls)
     for call in calls:
-        key = kind_key(call, differing) if not scattered(call.module) else ("scattered", call.name)
+        key: Hashable = kind_key(call, differing)
+        if where := placement(call.module):
+            key = call.name
+            refused[key] = TraceError(
+                f"layer `{call.name}` ({type(call.module).__name__}) lies on several devices ({where}), and one graph "
+                "takes its indices from one. Put the layer on one device to have it narrowed"
+            )
         if key not in traced and key not in refused:
             try:
                 layer = trace_call(call)

@@ -306,16 +306,24 @@ def test_refusal_of_a_model_in_which_no_layer_has_a_graph(layer: type[nn.Module]
         evolving(Stack(layer(), layer()))
 
 
-def test_a_layer_that_lies_on_two_devices_is_a_kind_of_its_own() -> None:
-    class Split(Residual):
-        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-            return x_BTD + self.down(F.gelu(self.up(x_BTD)).to(self.down.weight.device)).to(x_BTD.device)
+class Split(Residual):
+    """Its second half lies where the stream goes on."""
 
-    split = Split()
-    split.down.to("meta")
-    model = Stack(Split(), split).to("meta")
-    model.layers[1].up.to_empty(device="meta")
-    assert len(set(estfx.trace(model, (stream().to("meta"),)).layers.values())) == 1
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        device = self.down.weight.device
+        return x_BTD.to(device) + self.down(F.gelu(self.up(x_BTD)).to(device))
+
+
+def test_a_layer_that_lies_on_two_devices_stays_as_it_is() -> None:
+    model = Stack(Split(), Split())
+    model.layers[1].down.to("meta")
+    evolving(model)
+    assert axes(model) == [{"neurons": 56}, {}]
+    where = "lies on several devices (`up.weight`, `up.bias` on cpu; `down.weight`, `down.bias` on meta)"
+    assert where in model.report.layers[1].notes[0]
+    for step in range(3):
+        model.set_step(step)
+        assert model(*X).device.type == "meta"
 
 
 class WithoutGradients(Residual):
