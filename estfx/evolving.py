@@ -14,7 +14,7 @@ from estfx.capture import without_cache
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
 from estfx.layer_names import LayerPatterns
 from estfx.mount import Call, is_mounted, mount, unmount
-from estfx.programs import Kind, Variant, analysed, signature_in
+from estfx.programs import Kind, Variant, analysed
 from estfx.report import Report, report_of
 from estfx.runtime import Runtime
 from estfx.schedule import Schedule, Stage
@@ -39,6 +39,9 @@ class EvolvingModel:
         Call it once before each optimizer step; under gradient accumulation the subnetwork stays the same within one.
         Raises ScheduleError if the step is negative or no integer.
         """
+        for path in dict.fromkeys(self._runtime.paths.values()):
+            layer: Any = self.get_submodule(path)  # type: ignore[attr-defined]
+            layer.__dict__[ATTRIBUTE].look(layer)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
         self._runtime.set_step(step, device)
 
@@ -142,7 +145,7 @@ def transform(
     Raises:
         UnsupportedModelError: no layers, or nothing in them that could be skipped or narrowed; `layers` names what is
             no layer.
-        TraceError: a layer cannot be made a graph, or the model does not run on the example inputs.
+        TraceError: no layer can be made a graph, or the model does not run on the example inputs.
         VerifyError: a whole layer's graph does not compute what the layer does: a fault of estfx.
         EstfxError: the model is transformed already.
 
@@ -172,7 +175,7 @@ def transform(
     kinds = {}
     for name, variant in variants.items():
         calls = [info.call for info in decoder.infos.values() if info.program == name]
-        kinds[name] = Kind(name, variant, {signature_in(variant, call): [variant] for call in calls})
+        kinds[name] = Kind(name, variant, tuple(calls), verify_kind if verify else None)
     by_layer = {name: kinds[info.program] for name, info in decoder.infos.items()}
     paths = {name: info.call.path for name, info in decoder.infos.items()}
     runtime = Runtime(schedule, seed, report, by_layer, compiler, paths, layers)
@@ -181,6 +184,8 @@ def transform(
         mount(model.get_submodule(path), path, own, runtime)
     model.__dict__[ATTRIBUTE] = runtime
     model.__class__ = _evolving(type(model))
+    for name, reason in decoder.left.items():
+        log.warning("layer `%s` runs as it is, always whole: %s", name, reason)
     for line in missing(schedule, report):
         log.warning(line)
     return model
@@ -207,7 +212,9 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def _compiler(graph: GraphModule) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(graph, fullgraph=True, backend=BACKEND)
+    # The forward and not the module: a GraphModule's call looks into every exception that passes through it, in code
+    # that torch.compile then tries to compile, and checkpointing stops its recomputation by an exception.
+    compiled: Callable[..., Any] = torch.compile(graph.forward, fullgraph=True, backend=BACKEND)
     return compiled
 
 

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import inf
+from functools import cached_property
 from operator import attrgetter
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from estfx import tags
 from estfx.capture import LayerCall
 from estfx.errors import TraceError
-from estfx.exportable import exportable_experts, reversible_patches
 from estfx.graphs import has_tensor
-from estfx.mappings import Entry, put_entries, with_entries
-from estfx.own_functions import kept_functions, replace_calls
+from estfx.layer_export import export_layer
+from estfx.layer_state import changed_weights
+from estfx.mappings import Entry, put_entries
+from estfx.own_functions import replace_calls
 from estfx.regions import inline_regions
 from estfx.signature import flatten
 
-UNROLLED = 400  # calls of torch functions; of other layers, those with experts and latent attention make 250
-DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
-CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 __all__ = ["TracedLayer", "trace_call"]
 
 
@@ -48,13 +43,23 @@ class TracedLayer:
     operations: int  # how many functions of torch the layer called
     written: tuple[Entry, ...]  # entries of dictionaries among the arguments; their values are the last leaves
     alive: frozenset[int]  # leaves of the result, other than the stream, that something outside the layer reads
+    guards: tuple[str, ...] = ()  # what the layer's own code asked about sizes, as Python over `L["tensors"]`
+    unread: frozenset[int] = frozenset()  # leaves that are numbers, of any value
+
+    @cached_property
+    def _guard(self) -> CodeType | None:
+        return compile(" and ".join(f"({g})" for g in self.guards), "<guards>", "eval") if self.guards else None
 
     def accepts(self, leaves: list[Any]) -> bool:
-        """Whether the sizes of these arguments are those that the graph was made for."""
-        return all(
+        """Whether the sizes of these arguments are such as the graph was made for."""
+        same = all(
             all(want is None or want == size for want, size in zip(shape, leaves[i].shape, strict=True))
             for i, shape in zip(self.input_leaves, self.shapes, strict=True)
         )
+        if not same or self._guard is None:
+            return same
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return bool(eval(self._guard, {"L": {"tensors": tensors}}))
 
     def pack(self, values: tuple[torch.Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The graph's values in the structure that the layer itself returns, or writes into its arguments."""
@@ -67,104 +72,21 @@ class TracedLayer:
         return pytree.tree_unflatten(leaves, self.out_spec)
 
 
-class _Bound(nn.Module):
-    """The layer as a function of its tensor arguments alone, the others fixed."""
+def trace_call(call: LayerCall) -> TracedLayer:
+    """The layer's graph: placeholders for the stream, the other tensors it is given, its parameters and buffers.
 
-    def __init__(
-        self, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec, written: tuple[Entry, ...] = ()
-    ) -> None:
-        super().__init__()
-        self._written = written
-        self.layer = layer
-        self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        self._spec = spec
-
-    def forward(self, tensors: list[torch.Tensor]) -> Any:
-        leaves = list(self._leaves)
-        for i, tensor in zip(self._tensors, tensors, strict=True):
-            leaves[i] = tensor
-        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        result = self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
-        return with_entries(result, args, kwargs, self._written)
-
-
-class _Unrolled(Exception):
-    pass
-
-
-class _Calls(TorchFunctionMode):
-    """Watches the layer's calls of torch while it is exported.
-
-    Raises _Unrolled once there are more of them than in a layer that is no unrolled loop. `weight.data`, which no graph
-    knows, is the weight detached: what is written into it is then written by the graph.
-    """
-
-    def __init__(self, limit: float) -> None:
-        super().__init__()
-        self.left = limit
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise _Unrolled
-        if func == DATA:  # `is` would compare wrappers
-            return args[0].detach()
-        return func(*args, **(kwargs or {}))
-
-
-def export_layer(call: LayerCall) -> ExportedProgram:
-    """torch.export of one layer in training mode. Every size is left open but those that are 1, which broadcast.
-
-    A layer that is an unrolled loop over positions has fixed sizes: with symbolic ones its export takes minutes.
+    Raises TraceError if there is no graph of it that computes all that the layer does.
     """
     try:
-        if call.operations <= UNROLLED:
-            with suppress(_Unrolled):
-                return _exported(call, Dim.AUTO, _Calls(UNROLLED))
-        return _exported(call, Dim.STATIC, _Calls(inf))
-    except Exception as error:
+        return _trace_call(call)
+    except TraceError as error:
         raise TraceError(
             f"layer `{call.name}` ({type(call.module).__name__}) cannot be exported as a graph: {error}"
-        ) from error
+        ) from error.__cause__
 
 
-def _exported(call: LayerCall, open_size: Any, calls: _Calls) -> ExportedProgram:
-    leaves, spec = flatten(call.args, call.kwargs)
-    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    shapes = [[Dim.STATIC if size == 1 else open_size for size in tensor.shape] for tensor in tensors]
-    bound = _Bound(call.module, leaves, spec, call.written)
-    with (
-        _training(call.module),
-        exportable_experts(call.module),
-        reversible_patches(),
-        kept_functions(),
-        torch.enable_grad(),
-        calls,
-    ):
-        return torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
-
-
-@contextmanager
-def _training(layer: nn.Module) -> Iterator[None]:
-    """Training mode, and no activation checkpointing: that goes around the program, not into it."""
-    before = {module: (module.training, vars(module).get(CHECKPOINTING)) for module in layer.modules()}
-    try:
-        for module in before:
-            module.training = True
-            if before[module][1]:
-                setattr(module, CHECKPOINTING, False)
-        yield
-    finally:
-        for module, (training, checkpointing) in before.items():
-            module.training = training
-            if checkpointing:
-                setattr(module, CHECKPOINTING, checkpointing)
-
-
-def trace_call(call: LayerCall) -> TracedLayer:
-    """The layer's graph: placeholders for the stream, the other tensors it is given, its parameters and buffers."""
-    exported = export_layer(call)
+def _trace_call(call: LayerCall) -> TracedLayer:
+    exported, unread = export_layer(call)
     inline_regions(exported.graph_module)
     leaves, _ = flatten(call.args, call.kwargs)
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -190,13 +112,12 @@ def trace_call(call: LayerCall) -> TracedLayer:
         elif spec_in.kind == InputKind.CONSTANT_TENSOR:
             constants.append((node, exported.constants[str(spec_in.target)]))
         else:
-            raise TraceError(
-                f"layer `{call.name}` takes an input of kind {spec_in.kind.name}, which estfx does not know."
-            )
+            raise TraceError(f"it takes an input of kind {spec_in.kind.name}, which estfx does not know")
     if len(users) != len(positions):
-        raise TraceError(
-            f"layer `{call.name}` was exported with {len(users)} tensors, but called with {len(positions)}."
-        )
+        raise TraceError(f"it was exported with {len(users)} tensors, but called with {len(positions)}")
+    if changed := changed_weights(old, dict(weights)):
+        places = ", ".join(f"`{path}` at {where}" for path, where in changed.items())
+        raise TraceError(f"a call changes what the layer holds ({places}), and a graph of a part of it would not")
 
     # what nothing reads is left out, but never the stream
     drawing = [
@@ -250,6 +171,8 @@ def trace_call(call: LayerCall) -> TracedLayer:
         operations=call.operations,
         written=call.written,
         alive=frozenset(call.alive),
+        guards=tuple(exported._guards_code),
+        unread=unread,
     )
 
 

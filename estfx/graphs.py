@@ -19,6 +19,7 @@ __all__ = [
     "clone",
     "describe",
     "has_tensor",
+    "is_model_code",
     "nodes_within",
     "propagate_shapes",
     "sizes",
@@ -106,13 +107,18 @@ def nodes_within(value: Any) -> Iterator[Node]:
             yield leaf
 
 
+def is_model_code(path: str) -> bool:
+    """Whether a file of Python is neither torch's nor of this package."""
+    return not path.startswith("torch/") and "/torch/" not in path and "/estfx/" not in path
+
+
 def source_line(node: Node) -> str:
     """Where the model's own code made this value, as `modeling_gpt2.py:123`, or an empty string."""
     trace = node.meta.get("stack_trace") or ""
     for line in reversed(trace.splitlines()):
         line = line.strip()
         path, _, rest = line.removeprefix('File "').partition('", line ')
-        if rest and not path.startswith("torch/") and "/torch/" not in path and "/estfx/" not in path:
+        if rest and is_model_code(path):
             return f"{path.rsplit('/', 1)[-1]}:{rest.split(',')[0].strip()}"
     return ""
 

@@ -71,7 +71,9 @@ def canonical(layer: TracedLayer) -> Hashable:
         constant = _constant(getattr(layer.graph, node.target)) if node.op == "get_attr" else None
         args = torch.fx.map_arg((node.args, node.kwargs), lambda n: numbers[n])
         lines.append(f"{target} {args} {shape} {constant}")
-    return ("\n".join(lines), str(layer.out_spec), layer.written, layer.outputs, layer.input_leaves, layer.stream_leaf)
+    called = (layer.out_spec, layer.written, layer.outputs, layer.input_leaves, layer.stream_leaf)
+    asked = (layer.shapes, layer.guards)  # of the sizes that a graph of the same operators is given
+    return ("\n".join(lines), *map(str, called), asked)
 
 
 def _constant(value: object) -> object:

@@ -10,6 +10,7 @@ call that ran; only reentrant checkpointing around a layer computes the skipped 
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from torch.utils import _pytree as pytree
 from estfx.errors import EstfxError
 from estfx.programs import Kind, resolve
 from estfx.signature import Signature, flatten, is_plain, signature_of
+from estfx.structure import Changes, Snapshot, changes
 from estfx.trace import ATTRIBUTE
 
 if TYPE_CHECKING:
@@ -52,6 +54,24 @@ class Mount:
     original_class: type[nn.Module]
     idle: bool = False  # while the layer itself is being looked at
     entered: Call | None = None  # the call at work
+    changed: Changes = frozenset()  # in the layer, since it was transformed
+    _first: Snapshot | None = None
+    _last: Snapshot | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mount:
+        """For a copy of the layer, of which the snapshots say nothing; they are taken when it is looked at."""
+        twin = Mount(self.path, self.calls, copy.deepcopy(self.runtime, memo), self.original_class, self.idle)
+        twin.changed, twin._first = self.changed, self._first
+        return twin
+
+    def look(self, layer: nn.Module) -> None:
+        """Notices what was changed in the layer since it was transformed, such as adapters that were put into it."""
+        if self._last is not None and self._last.same():
+            return
+        self._last = Snapshot(layer, self.path)
+        if self._first is None:
+            self._first = self._last
+        self.changed = changes(self._first.structure, self._last.structure)
 
     def original(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.original_class.forward(layer, *args, **kwargs)
@@ -78,8 +98,8 @@ class Mount:
         ran = [call for call in self.calls if self.runtime.runs(call.name)] or list(self.calls)  # or all were skipped
         leaves, spec = flatten(args, kwargs)
         for call in ran if len({id(call.kind) for call in ran}) > 1 else ():
-            known = call.kind.variants.get(self.signature(call, layer, leaves, spec), ())
-            if any(variant.traced.accepts(leaves) for variant in known):
+            signature, _ = self._signature(call, layer, leaves, spec)
+            if call.kind.knows(signature, leaves):
                 return call
         return ran[0]
 
@@ -106,12 +126,6 @@ class Mount:
         traced = call.kind.first.traced
         return traced.skip(leaves[traced.stream_leaf])
 
-    @staticmethod
-    def signature(call: Call, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> Signature:
-        weights = tuple(resolve(layer, path).dtype for path in call.kind.weight_paths)
-        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
-        return signature_of(leaves, spec, device.type, weights)
-
     def run(self, call: Call, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = flatten(args, kwargs)
         if not all(map(is_plain, leaves)):
@@ -120,13 +134,11 @@ class Mount:
                 "as it is. Pass use_cache=False."
             )
             return self.original(layer, *args, **kwargs)
-        kind = call.kind
-        known = [resolve(layer, path) for path in kind.weight_paths]
+        signature, known = self._signature(call, layer, leaves, spec)
+        variant = call.kind.variant(signature, leaves, spec, layer)
+        program = self.runtime.program(call.kind, variant)
+        weights = [known[path] if path in known else resolve(layer, path) for path in program.weights]
         device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
-        signature = signature_of(leaves, spec, device.type, tuple(weight.dtype for weight in known))
-        variant = kind.variant(signature, leaves, spec, layer)
-        program = self.runtime.program(kind, variant)
-        weights = known if program.weights == kind.weight_paths else [resolve(layer, p) for p in program.weights]
         indices = self.runtime.indices(call.name, program, device)
         traced = variant.traced
         inputs = [leaves[i] for i in traced.input_leaves]
@@ -136,6 +148,23 @@ class Mount:
         if factor != 1.0:
             values = (torch.lerp(before, values[0], factor), *values[1:])
         return traced.pack(values, args, kwargs)
+
+    def _signature(
+        self, call: Call, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec
+    ) -> tuple[Signature, dict[str, torch.Tensor]]:
+        """The signature of a call, and the weights whose dtypes are in it; none for a structure that is new."""
+        try:
+            known = self._weights(call, layer)
+        except AttributeError:  # the layer was changed within a step
+            self.look(layer)
+            known = self._weights(call, layer)
+        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+        dtypes = tuple(weight.dtype for weight in known.values())
+        unread = call.kind.unread.get(spec, frozenset()) if call.kind.unread else frozenset()
+        return signature_of(leaves, spec, device.type, dtypes, self.changed, unread), known
+
+    def _weights(self, call: Call, layer: nn.Module) -> dict[str, torch.Tensor]:
+        return {path: resolve(layer, path) for path in call.kind.weight_paths.get(self.changed, ())}
 
 
 def in_backward() -> bool:
@@ -181,8 +210,10 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def mount(layer: nn.Module, path: str, calls: Sequence[Call], runtime: Runtime) -> None:
-    layer.__dict__[ATTRIBUTE] = Mount(path, tuple(calls), runtime, type(layer))
+    here = Mount(path, tuple(calls), runtime, type(layer))
+    layer.__dict__[ATTRIBUTE] = here
     layer.__class__ = _mounted(type(layer))
+    here.look(layer)
 
 
 def is_mounted(layer: nn.Module) -> bool:

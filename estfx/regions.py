@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from estfx.graphs import has_tensor, tensor_of
 from estfx.memory import CASTS, is_view
+from estfx.signature import autocasts
 
 __all__ = ["inline_regions"]
 
@@ -71,7 +72,7 @@ def _is_in_force(node: Node, device_type: Any, dtype: Any, enabled: Any) -> bool
     if around:
         _, same, on, _ = around[-1].args
         return bool(on == enabled and (not enabled or same == dtype))
-    if torch.is_autocast_enabled(device_type) != enabled:
+    if autocasts(device_type) != enabled:
         return False
     return bool(not enabled or dtype is None or torch.get_autocast_dtype(device_type) == dtype)
 

@@ -29,7 +29,7 @@ class AxisReport(_Record):
 
 class LayerReport(_Record):
     name: str  # of the module; of its second call in one forward, `layers.0#2`
-    program: str  # the kind; layers of one kind share their graphs
+    program: str  # the kind; layers of one kind share their graphs. Empty: it has none and runs as it is, always whole
     droppable: bool
     axes: list[AxisReport]
     notes: list[str]  # why something stays whole, in words
@@ -44,7 +44,7 @@ class Report(_Record):
 def inspect(model: nn.Module, example_inputs: object = None, *, layers: LayerPatterns | None = None) -> Report:
     """What estfx finds in a model, without changing it. `layers` names the layers, as for `trace`.
 
-    Raises UnsupportedModelError if the model has no layers, TraceError if one of them cannot be made a graph.
+    Raises UnsupportedModelError if the model has no layers, TraceError if none of them can be made a graph.
     """
     decoder = trace(model, example_inputs, layers=layers)
     return report_of(decoder, {name: analysed(traced) for name, traced in decoder.traced.items()})
@@ -70,6 +70,10 @@ def report_of(decoder: Decoder, variants: dict[str, Variant], notes: dict[str, l
                 name=name, program=info.program, droppable=variant.residuals.droppable, axes=found, notes=reasons
             )
         )
+    for name, reason in decoder.left.items():
+        note = f"the layer runs as it is, always whole: {reason}"
+        layers.append(LayerReport(name=name, program="", droppable=False, axes=[], notes=[note]))
+    layers.sort(key=lambda layer: decoder.order.index(layer.name))
     return Report(model=type(decoder.model).__name__, layers=layers)
 
 

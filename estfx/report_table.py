@@ -23,7 +23,7 @@ def print_report(console: Console, report: Report) -> None:
         layers = list(group)
         names = layers[0].name if len(layers) == 1 else f"{layers[0].name} … {layers[-1].name} ({len(layers)})"
         skip = "may be skipped" if all(layer.droppable for layer in layers) else "cannot be skipped"
-        say(f"\n{names}: {program}, {skip}")
+        say(f"\n{names}: {program or 'no graph'}, {skip}")
         if layers[0].axes:
             console.print(_axes(layers[0]))
         for note in dict.fromkeys(note for layer in layers for note in layer.notes):

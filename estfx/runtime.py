@@ -22,6 +22,7 @@ from estfx.programs import Counts, Kind, Program, Variant, resolve
 from estfx.report import Report
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.subnetwork import Subnetwork
+from estfx.trace import ATTRIBUTE
 
 __all__ = ["Runtime", "stage_counts"]
 
@@ -60,6 +61,7 @@ class Runtime:
     _warned: set[str] = field(default_factory=set)
     _in_forward: bool = False
     _calls: dict[str, int] = field(default_factory=dict)  # made of each layer's module in this forward
+    _counts: dict[tuple[int, int], Counts] = field(default_factory=dict)  # by stage and kind; asked at every call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
@@ -117,7 +119,10 @@ class Runtime:
 
     def counts(self, kind: Kind) -> Counts:
         """How many units of each role the stage in force keeps, whole ones left out."""
-        return stage_counts(self.schedule, kind.first.roles, self.stage)
+        key = (self.stage_index, id(kind))
+        if key not in self._counts:
+            self._counts[key] = stage_counts(self.schedule, kind.first.roles, self.stage)
+        return self._counts[key]
 
     # -- what the mounts ask ----------------------------------------------------------------------
 
@@ -228,13 +233,19 @@ class Runtime:
         owners = _owners(model, [model.get_submodule(path) for path in self.paths.values()])
         for layer, drawn in units.items():
             kind = self.layers[layer]
-            program = kind.first.program(self.counts(kind), self.compiler)
+            module = model.get_submodule(self.paths[layer])
+            variant = kind.of_structure(vars(module)[ATTRIBUTE].changed)
+            if variant is None:
+                raise EstfxError(
+                    f"layer `{layer}` was changed since transform, and was not called since. Call the model once; then "
+                    "the parameters that a step narrows are known."
+                )
+            program = variant.program(self.counts(kind), self.compiler)
             indices = program.indices({role: index.numpy()[None] for role, index in drawn.items()})
             by_input = dict(zip((g.placeholder for g in program.gathers), indices, strict=True))
             kept: dict[str, dict[int, set[int]]] = {path: {} for path in program.weights}
             for path, dim, placeholder in tags.get(program.graph, tags.Indices).weights:
                 kept[path][dim] = set(by_input[placeholder][0].tolist())
-            module = model.get_submodule(self.paths[layer])
             for path, dims in kept.items():
                 name = owners.get(id(resolve(module, path)))
                 if name is not None:  # else it is a buffer, or has a use outside of the layers

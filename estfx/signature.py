@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Signature", "as_in", "constant_key", "flatten", "is_plain", "signature_of"]
+from estfx.structure import Changes
+
+__all__ = ["Signature", "as_in", "autocasts", "constant_key", "flatten", "is_plain", "signature_of"]
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Structure of the arguments; for tensors dtype, device type, rank and which sizes are 1; the rest by value."""
+    """Structure of the arguments; for tensors dtype, device, rank and which sizes are 1; the rest by value."""
 
     spec: pytree.TreeSpec
     leaves: tuple[Hashable, ...]
     weights: tuple[torch.dtype, ...]
     autocast: Hashable
+    structure: Changes = frozenset()  # what was changed in the layer since it was transformed
+
+    def of_any(self, numbers: frozenset[int]) -> Signature:
+        """The signature with any values of the leaves that are these numbers."""
+        keys = (key[:1] if i in numbers and isinstance(key, tuple) else key for i, key in enumerate(self.leaves))
+        return replace(self, leaves=tuple(keys))
 
     def __str__(self) -> str:
         tensors = [leaf for leaf in self.leaves if isinstance(leaf, tuple) and leaf[:1] == ("tensor",)]
@@ -40,11 +48,16 @@ def constant_key(value: object) -> Hashable:
 
 def tensor_key(tensor: torch.Tensor) -> Hashable:
     ones = tuple(size == 1 for size in tensor.shape)
-    return ("tensor", tensor.dtype, tensor.device.type, ones)
+    return ("tensor", tensor.dtype, tensor.device, ones)
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on; on the meta device, for one, there is none, and to ask torch would raise an error."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def autocast_state(device_type: str) -> Hashable:
-    if not torch.is_autocast_enabled(device_type):
+    if not autocasts(device_type):
         return "off"
     return (device_type, torch.get_autocast_dtype(device_type))
 
@@ -63,7 +76,14 @@ def is_plain(leaf: object) -> bool:
 
 
 def signature_of(
-    leaves: list[Any], spec: pytree.TreeSpec, device_type: str, weights: tuple[torch.dtype, ...]
+    leaves: list[Any],
+    spec: pytree.TreeSpec,
+    device_type: str,
+    weights: tuple[torch.dtype, ...],
+    structure: Changes = frozenset(),
+    unread: frozenset[int] = frozenset(),
 ) -> Signature:
+    """The signature of a call; of the leaves in `unread` the value does not matter."""
     keys = tuple(tensor_key(leaf) if isinstance(leaf, torch.Tensor) else constant_key(leaf) for leaf in leaves)
-    return Signature(spec, keys, weights, autocast_state(device_type))
+    signature = Signature(spec, keys, weights, autocast_state(device_type), structure)
+    return signature.of_any(unread) if unread else signature

@@ -11,9 +11,11 @@ from torch import nn
 from torch.fx import GraphModule
 
 from estfx.capture import LayerCall, call_arguments, capture_layers
+from estfx.errors import TraceError
 from estfx.export import TracedLayer, trace_call
 from estfx.kinds import canonical, differing_attributes, kind_key
 from estfx.layer_names import LayerPatterns
+from estfx.placement import placement
 
 ATTRIBUTE = "_estfx"  # where a transformed model and its layers keep what estfx adds
 __all__ = ["Decoder", "LayerInfo", "trace"]
@@ -39,6 +41,10 @@ class Decoder:
     infos: dict[str, LayerInfo]
     traced: dict[str, TracedLayer]
     example_inputs: object = None
+    left: dict[str, str] = field(
+        default_factory=dict
+    )  # layers without a graph, by name, and why; they stay as they are
+    order: tuple[str, ...] = ()  # all layers, as the model calls them
 
     @property
     def programs(self) -> dict[str, GraphModule]:
@@ -65,8 +71,9 @@ def trace(model: nn.Module, example_inputs: object = None, *, layers: LayerPatte
     needs none. `layers` names the layers instead of finding them: a pattern such as `"blocks.*"`, in which a star
     stands within one component of a dotted name, or a list of patterns and names.
 
-    Raises UnsupportedModelError if the model has no layers or what `layers` names is none, TraceError if one of them
-    cannot be exported.
+    Raises UnsupportedModelError if the model has no layers or what `layers` names is none, TraceError if none of them
+    can be exported. Where some can, the others are in `Decoder.left`; a module that is called more than once is there
+    with all of its calls, since they are counted.
     """
     if layers is None and (runtime := vars(model).get(ATTRIBUTE)) is not None:
         layers = runtime.named  # a transformed model keeps the layers that it was given
@@ -89,23 +96,56 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 
 def _trace(model: nn.Module, example_inputs: object, layers: LayerPatterns | None) -> Decoder:
-    calls = capture_layers(model, example_inputs, layers)
+    calls = _captured(model, example_inputs, layers)
     traced: dict[Hashable, tuple[str, TracedLayer]] = {}
     programs: dict[str, TracedLayer] = {}
     texts: dict[Hashable, str] = {}
     infos: dict[str, LayerInfo] = {}
+    refused: dict[Hashable, TraceError] = {}
+    reasons: dict[str, str] = {}  # by the path of the module
     differing = differing_attributes(calls)
     for call in calls:
-        key = kind_key(call, differing)
-        if key not in traced:
-            layer = trace_call(call)
-            text = canonical(layer)
-            if text not in texts:
-                texts[text] = name = _program_name(call.module, programs)
-                programs[name] = layer
-            traced[key] = (texts[text], programs[texts[text]])
-        infos[call.name] = LayerInfo(call.name, traced[key][0], call)
-    return Decoder(model, infos, programs, example_inputs)
+        key: Hashable = kind_key(call, differing)
+        if where := placement(call.module):
+            key = call.name
+            refused[key] = TraceError(
+                f"layer `{call.name}` ({type(call.module).__name__}) lies on several devices ({where}), and one graph "
+                "takes its indices from one. Put the layer on one device to have it narrowed"
+            )
+        if key not in traced and key not in refused:
+            try:
+                layer = trace_call(call)
+            except TraceError as error:
+                refused[key] = error
+            else:
+                text = (canonical(layer), layer.unread)
+                if text not in texts:
+                    texts[text] = name = _program_name(call.module, programs)
+                    programs[name] = layer
+                traced[key] = (texts[text], programs[texts[text]])
+        if key in refused:
+            reasons.setdefault(call.path, str(refused[key]))
+        else:
+            infos[call.name] = LayerInfo(call.name, traced[key][0], call)
+    infos = {name: info for name, info in infos.items() if info.call.path not in reasons}
+    if not infos:
+        raise next(iter(refused.values()))
+    left = {call.name: reasons[call.path] for call in calls if call.path in reasons}
+    used = {info.program for info in infos.values()}
+    programs = {name: layer for name, layer in programs.items() if name in used}
+    return Decoder(model, infos, programs, example_inputs, left, tuple(call.name for call in calls))
+
+
+def _captured(model: nn.Module, example_inputs: object, layers: LayerPatterns | None) -> list[LayerCall]:
+    try:
+        return capture_layers(model, example_inputs, layers)
+    except TraceError as error:
+        if where := placement(model):
+            raise TraceError(
+                f"{error}. Its parameters lie on several devices: {where}. Either put all on one, or let the model's "
+                "own forward move the stream between its layers, each of them whole on one device."
+            ) from error
+        raise
 
 
 def _program_name(module: nn.Module, taken: dict[str, TracedLayer]) -> str:

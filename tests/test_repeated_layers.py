@@ -321,3 +321,71 @@ def test_a_constant_that_changes_nothing_makes_no_kind_and_is_not_traced_again(
         gradients(model)
     assert torch.equal(got[0], want[0])
     assert "tracing" not in caplog.text
+
+
+# -- calls without a graph, and changed layers ---------------------------------------------------------------------
+
+
+class LastByValue(PreNorm):
+    """Has no graph of the calls that are told to look at values."""
+
+    def forward(self, x: torch.Tensor, looks: bool = False) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x) if not looks or x.sum() > 0 else x
+
+
+class LooksAtTheEnd(InList):
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        for looks in (False, False, True):
+            for layer in self.layers:
+                x = layer(x, looks) if isinstance(layer, LastByValue) else layer(x)
+        return x
+
+
+def test_a_module_one_of_whose_calls_has_no_graph_stays_as_it_is_in_all_of_them() -> None:
+    model = LooksAtTheEnd(LastByValue(), PreNorm())
+    twin = copy.deepcopy(model)
+    model = evolving(model)
+    programs = {layer.name: layer.program for layer in model.report.layers}
+    assert list(programs) == [f"layers.{i}{call}" for call in ("", "#2", "#3") for i in (0, 1)]
+    assert [name for name, program in programs.items() if not program] == ["layers.0", "layers.0#2", "layers.0#3"]
+    model.set_step(20)
+    got, want = gradients(model), gradients(twin)
+    assert torch.equal(got[0], want[0])
+    assert all(torch.equal(got[1][name], want[1][name]) for name in want[1])
+    for step in (0, 1):
+        model.set_step(step)
+        assert set(model.subnetwork.layers) == {"layers.1", "layers.1#2", "layers.1#3"}
+        gradients(model)
+
+
+class Adapted(nn.Linear):
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base.in_features, base.out_features)
+        self.weight, self.bias = base.weight, base.bias
+        self.a, self.b = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.b(self.a(x))
+
+
+def test_adapters_put_into_a_layer_that_is_called_again_are_trained_in_every_call() -> None:
+    model = evolving(Universal(2, 3))
+    twin = Universal(2, 3)
+    twin.load_state_dict(model.state_dict())
+    for each in (model, twin):
+        torch.manual_seed(0)
+        each.layers[0].mlp.up = Adapted(each.layers[0].mlp.up)
+    model.set_step(20)
+    got, want = gradients(model), gradients(twin)
+    assert torch.equal(got[0], want[0])
+    assert got[1].keys() == want[1].keys()
+    assert "layers.0.mlp.up.a.weight" in got[1]
+    assert all(torch.equal(got[1][name], want[1][name]) for name in want[1])
+    model.set_step(11)
+    gradients(model)
+    assert "layers.0.mlp.up.b.weight" not in model.subnetwork.parameters()  # neurons are whole in this stage
+    model.set_step(0)
+    gradients(model)
+    listed = model.subnetwork.parameters()
+    running = {name.partition("#")[0] for name, runs in model.subnetwork.layers.items() if runs}
+    assert ("layers.0.mlp.up.b.weight" in listed) == ("layers.0" in running)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estfx.signature import Signature, constant_key, flatten, is_plain, signature_of
+from estfx.signature import Signature, autocast_state, constant_key, flatten, is_plain, signature_of
 
 
 def signature(*args: Any, weights: tuple[torch.dtype, ...] = (), **kwargs: Any) -> Signature:
@@ -100,3 +100,10 @@ def test_what_is_plain(leaf: object, plain: bool) -> None:
 
 def test_it_prints_for_a_log() -> None:
     assert str(signature(X, X, mask=None, scale=0.5)) == "2 tensors, 2 constants, autocast off"
+
+
+def test_there_is_no_autocast_on_the_meta_device() -> None:
+    assert autocast_state("meta") == "off"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autocast_state("meta") == "off"
+        assert autocast_state("cpu") == ("cpu", torch.bfloat16)

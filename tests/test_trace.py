@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from estfx import tags, trace
 from estfx.capture import default_inputs
 from estfx.errors import TraceError, UnsupportedModelError
+from estfx.layer_export import UNROLLED
 from estfx.programs import resolve
 from estfx.signature import flatten
 from estfx.trace import Decoder as TracedDecoder
@@ -38,6 +39,24 @@ def kinds(model: nn.Module, example_inputs: object = None) -> list[str]:
     decoder = trace(model, example_inputs)
     assert set(decoder.layers.values()) == set(decoder.programs) == set(decoder.traced)
     return list(decoder.layers.values())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
+def test_batch_and_length_of_a_layer_are_left_open(name: str) -> None:
+    (layer,) = trace(build(name)).traced.values()
+    assert layer.shapes[0][:2] == (None, None)
+
+
+def test_a_loop_unrolled_over_positions_has_fixed_sizes() -> None:
+    class Loop(PreNorm):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            state = x_BTD[:, 0]
+            for _ in range(UNROLLED):
+                state = torch.tanh(state)
+            return super().forward(x_BTD + state[:, None])
+
+    (layer,) = trace(Stack(Loop(), Loop()), (stream(),)).traced.values()
+    assert layer.shapes == (tuple(stream().shape),)
 
 
 def test_layers_that_compute_the_same_are_one_kind() -> None:
@@ -67,6 +86,22 @@ def test_an_attribute_that_changes_nothing_makes_no_kinds() -> None:
             return super().forward(x_BTD)
 
     assert kinds(Stack(Numbered(0), Numbered(1)), stream()) == ["Numbered"] * 2
+
+
+class Until(PreNorm):
+    """Runs the same operators as its siblings on short sequences, others on longer ones than its own limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_BTD = super().forward(x_BTD)
+        return x_BTD if x_BTD.shape[1] < self.limit else x_BTD * 2
+
+
+def test_layers_that_ask_other_things_of_sizes_are_different_kinds() -> None:
+    assert kinds(Stack(Until(40), Until(60), Until(40)), stream()) == ["Until", "Until_2", "Until"]
 
 
 def test_an_attribute_that_is_a_factor_makes_kinds() -> None:

@@ -11,6 +11,7 @@ from architectures import build, tokens
 from torch import nn
 
 import estfx
+from estfx.meta_run import NumbersHaveValues
 from estfx.schedule import Schedule, Stage
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.67), Stage(start=10)])
@@ -363,3 +364,15 @@ def test_a_kv_cache_while_training_runs_the_whole_layer_and_says_so(caplog: pyte
     model.set_step(10)
     model(input_ids=tokens(), use_cache=True)
     assert sum("KV cache" in record.message for record in caplog.records) == 1
+
+
+def test_a_model_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = build("llama_grouped", num_hidden_layers=2)
+    model = estfx.transform(model, SCHEDULE, compile=False)
+    model.set_step(0)
+    with NumbersHaveValues():  # transformers looks at its masks
+        model(input_ids=tokens().to("meta"), labels=tokens().to("meta")).loss.backward()
+    assert [axis.role for axis in model.report.layers[0].axes] == [
+        axis.role for axis in estfx.inspect(build("llama_grouped", num_hidden_layers=2)).layers[0].axes
+    ]
