@@ -19,7 +19,7 @@ from estfx.capture import LayerCall
 from estfx.errors import TraceError
 from estfx.graphs import has_tensor
 from estfx.layer_export import export_layer
-from estfx.layer_state import changed_weights
+from estfx.layer_state import changed_buffers
 from estfx.mappings import Entry, put_entries
 from estfx.own_functions import replace_calls
 from estfx.regions import inline_regions
@@ -115,7 +115,8 @@ def _trace_call(call: LayerCall) -> TracedLayer:
             raise TraceError(f"it takes an input of kind {spec_in.kind.name}, which estfx does not know")
     if len(users) != len(positions):
         raise TraceError(f"it was exported with {len(users)} tensors, but called with {len(positions)}")
-    if changed := changed_weights(old, dict(weights)):
+    buffers = dict(call.module.named_buffers(remove_duplicate=False))
+    if changed := changed_buffers(old, {node: path for node, path in weights if path in buffers}):
         places = ", ".join(f"`{path}` at {where}" for path, where in changed.items())
         raise TraceError(f"a call changes what the layer holds ({places}), and a graph of a part of it would not")
 

@@ -10,24 +10,23 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from estfx.graphs import describe
-from estfx.memory import writes
+from estfx.memory import memory_of, writes
 
-__all__ = ["Watch", "changed_weights"]
+__all__ = ["Watch", "changed_buffers"]
 
 PLAIN = (bool, int, float, str)
 FLAGS = {"training", "gradient_checkpointing"}
 
 
-def changed_weights(graph: Graph, paths: dict[Node, str]) -> dict[str, str]:
-    """The parameters and buffers that the graph writes to, by path, and where it does so."""
+def changed_buffers(graph: Graph, paths: dict[Node, str]) -> dict[str, str]:
+    """The buffers that the graph writes to, by path, and where it does so.
+
+    A parameter may be written, such as one clipped by `weight.data.clamp_`: it stays whole, and the graph writes it.
+    """
     found: dict[str, str] = {}
     for node in graph.nodes:
-        if writes(node):
-            target = node.args[0]
-            while isinstance(target, Node) and target not in paths and target.args:
-                target = target.args[0]  # a view, or an operator in place that gives what it wrote to
-            if isinstance(target, Node) and target in paths:
-                found.setdefault(paths[target], describe(node))
+        if writes(node) and (base := memory_of(node)) in paths:
+            found.setdefault(paths[base], describe(node))
     return found
 
 

@@ -30,19 +30,20 @@ class FindChannels(Analysis):
     the mixer (those that make a step size from the channels, say) may sum over it too: they are scaled likewise.
     """
 
-    needs: ClassVar = (tags.Axes, tags.Roles)
+    needs: ClassVar = (tags.Axes, tags.Roles, tags.Interface)
     puts: ClassVar = (tags.Roles,)
 
     def run(self, gm: GraphModule) -> int:
         axes, roles = tags.get(gm, tags.Axes), tags.get(gm, tags.Roles)
         taken = {axis for core in roles.cores for axis in (*core.batch, *core.values)}
         mixed = _mixed(gm, axes)
+        stream = {axis for dim in axes.dims[tags.get(gm, tags.Interface).stream] for axis in dim.axes()}
         found: list[tags.Role] = []
         cores: list[tags.Core] = []
         notes: list[str] = []
         for closing, term in _terms(axes):
             candidates = [a for a in dict.fromkeys(term.axes()) if a in mixed and a.size > 1 and not a.dynamic]
-            candidates = [axis for axis in candidates if axis not in taken]
+            candidates = [axis for axis in candidates if axis not in taken and axis not in stream]
             if not candidates:
                 continue
             taken.update(candidates)
