@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from architecture_row import Row, all_of, complete, examine
 from architecture_table import differences, page
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "architectures.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,21 +33,29 @@ EXPERTS = ("grouped_mm", "batched_mm", "eager")  # as transformers' ExpertsInter
 
 
 def run_apart(model_type: str, seconds: int, experts: str | None) -> Row:
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, __file__, "--one", model_type, *(["--experts", experts] if experts else [])]
+    """Examines a type in a process forked from this one, which has imported what takes long."""
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe(duplex=False)
+    process = fork.Process(target=lambda: there.send(examine(model_type, experts)))
+    process.start()
+    there.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return {"type": model_type, "failed": "time", "error": f"took more than {seconds} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not lines:
-        last = (done.stderr.strip().splitlines() or [f"no output, exit status {done.returncode}"])[-1]
-        return {"type": model_type, "failed": "process", "error": last[:300]}
-    row: Row = json.loads(lines[-1])
-    return row
+        if not here.poll(seconds):
+            process.kill()
+            return {"type": model_type, "failed": "time", "error": f"took more than {seconds} s"}
+        row: Row = here.recv()
+        return row
+    except EOFError:
+        process.join()
+        return {"type": model_type, "failed": "process", "error": f"no result, exit status {process.exitcode}"}
+    finally:
+        process.join()
 
 
 def sweep(types: list[str], options: argparse.Namespace) -> list[Row]:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    examine("gpt2")  # so that what torch and transformers import when first used is there in every process
     rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
         for row in pool.map(lambda name: run_apart(name, options.seconds, options.experts), types):
