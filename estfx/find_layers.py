@@ -56,7 +56,7 @@ def _members(model: nn.Module, *containers: type[nn.Module]) -> Iterator[tuple[s
 def members_of_lists(model: nn.Module) -> dict[str, nn.Module]:
     members = dict(_members(model, nn.ModuleList))
     likely = {path: module for path, module in members.items() if could_be_a_layer(module)}
-    return likely or {path: module for path, module in members.items() if num_matrices(module)}
+    return likely or {path: module for path, module in members.items() if next(module.parameters(), None) is not None}
 
 
 def members_of_other_containers(model: nn.Module) -> dict[str, nn.Module]:
