@@ -76,6 +76,7 @@ def test_a_pass_is_named_after_its_class() -> None:
         "find-residuals",
         "find-axes",
         "find-attention",
+        "find-channels",
         "find-mlp",
         "narrow-axes",
         "scale-contractions",

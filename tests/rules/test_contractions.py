@@ -170,10 +170,22 @@ def test_the_operand_from_the_stream_closes(function, inputs, stream, argument, 
 
 def test_a_contraction_with_a_weight_as_wide_as_the_stream_leads_into_it():
     def function(x, up, down):
-        return aten.add.Tensor(aten.linear.default(aten.linear.default(x, up), down), x)
+        return aten.add.Tensor(aten.linear.default(aten.silu.default(aten.linear.default(x, up)), down), x)
 
-    recorded = record(function, make_inputs([(3, 5), (7, 5), (5, 7)], np.random.default_rng(0)))
-    recorded.gm.graph.output_node().args = ((recorded.outputs[0],),)
-    first, second = Walk(recorded.gm, tags.Interface("x0", (), ())).run().closings
+    first, second = _closings(function)
     assert (first.dim.size, first.to_stream) == (5, False)
     assert (second.dim.size, second.to_stream) == (7, True)
+
+
+def test_a_contraction_leads_into_the_stream_through_another_with_nothing_but_what_is_linear_between():
+    def function(x, up, down):
+        scaled = aten.dropout.default(aten.linear.default(x, up), 0.1, False)
+        return aten.add.Tensor(aten.linear.default(scaled, down), x)
+
+    assert [closing.to_stream for closing in _closings(function)] == [True, True]
+
+
+def _closings(function):
+    recorded = record(function, make_inputs([(3, 5), (7, 5), (5, 7)], np.random.default_rng(0)))
+    recorded.gm.graph.output_node().args = ((recorded.outputs[0],),)
+    return Walk(recorded.gm, tags.Interface("x0", (), ())).run().closings
