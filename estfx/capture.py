@@ -24,12 +24,17 @@ __all__ = ["LayerCall", "capture_layers", "default_inputs", "run_quietly"]
 BATCH, SEQUENCE = 3, 17  # distinct primes, so that no size is mistaken for the other
 
 
+def _text_config(model: nn.Module) -> Any:
+    """The configuration of the text model, which in one of several kinds of input lies within the model's own."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def default_inputs(
     model: nn.Module, batch: int = BATCH, sequence: int = SEQUENCE, limit: bool = True
 ) -> dict[str, Any]:
     """Random token ids for a transformers model, no longer than its positions; any other needs `example_inputs`."""
-    config: Any = getattr(model, "config", None)
-    text: Any = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    text = _text_config(model)
     vocabulary = getattr(text, "vocab_size", None)
     if not isinstance(vocabulary, int):
         raise TraceError(
@@ -64,8 +69,7 @@ def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
     config = getattr(model, "config", None)
     parameters = inspect.signature(type(model).forward).parameters
-    text: Any = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
-    caches = any(hasattr(each, "use_cache") for each in (config, text))
+    caches = any(hasattr(each, "use_cache") for each in (config, _text_config(model)))
     hands_on = caches and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if config is None or not ("use_cache" in parameters or hands_on):
         return kwargs

@@ -153,11 +153,19 @@ def recorded_calls(candidates: Mapping[str, nn.Module], any_output: bool = False
             stream = _stream_leaves(leaves, pytree.tree_leaves(result), any_output)
             if stream is not None:
                 outputs, out_spec, written = outcome(result, before, (args, kwargs))
-                found = LayerCall(path, module, before[0], before[1], stream[0], out_spec, outputs, stream[1])
-                observed.call = found
-                observed.call.written = written
-                observed.call.alive.update(range(len(pytree.tree_leaves(result)), len(outputs)))
-                observed.call.operations = watch.operations - observed.operations
+                observed.call = LayerCall(
+                    path,
+                    module,
+                    before[0],
+                    before[1],
+                    stream[0],
+                    out_spec,
+                    outputs,
+                    stream[1],
+                    alive=set(range(len(pytree.tree_leaves(result)), len(outputs))),  # what it wrote
+                    written=written,
+                    operations=watch.operations - observed.operations,
+                )
                 watch.begin(observed.call)
 
         return hook

@@ -73,9 +73,7 @@ def _has_its_own_gradient(cls: type[torch.autograd.Function], args: tuple[Any, .
         wanted = [r for r in reals if isinstance(r, torch.Tensor) and r.requires_grad]
         try:
             value = apply(cls, *reals)
-            if not isinstance(value, torch.Tensor):
-                return False
-            if not wanted:
+            if not isinstance(value, torch.Tensor) or not wanted:
                 return False
             own, plain = (
                 torch.autograd.grad(made.float().pow(2).sum(), wanted, allow_unused=True)

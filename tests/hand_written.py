@@ -185,3 +185,8 @@ def analysed(layer: nn.Module) -> GraphModule:
 def halved(gm: GraphModule) -> dict[Axis, int]:
     """Half the units of every role."""
     return {role.axis: role.axis.size // 2 for role in tags.get(gm, tags.Roles).found}
+
+
+class Residual(Mlp):
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + super().forward(x_BTD)

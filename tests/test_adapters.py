@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import build, tokens
-from hand_written import HIDDEN, NEURONS, Mlp, Stack, stream
+from hand_written import HIDDEN, NEURONS, Residual, Stack, stream
 from torch import nn
 
 import estfx
@@ -18,11 +18,6 @@ from estfx.structure import Snapshot, changed_places, changes
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.6, neurons=0.5), Stage(start=10)])
 NARROW, WHOLE = 0, 10  # steps
 X = (stream(),)
-
-
-class Residual(Mlp):
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return x_BTD + super().forward(x_BTD)
 
 
 class Adapter(nn.Module):
@@ -89,6 +84,20 @@ def test_adapters_that_were_there_before() -> None:
     assert_whole_is(model, twin)
     model.set_step(NARROW)
     assert gradients(model)[1].keys() == gradients(twin)[1].keys()
+
+
+def test_heads_and_neurons_narrow_through_adapters_whose_rank_stays_whole() -> None:
+    model = build("llama_grouped")
+    plain = {axis.role: axis.size for axis in estfx.inspect(model).layers[0].axes}
+    for layer in model.model.layers:
+        layer.self_attn.o_proj = Adapter(layer.self_attn.o_proj, rank=4)
+        layer.mlp.down_proj = Adapter(layer.mlp.down_proj, rank=4)
+    estfx.transform(model, Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5)]), compile=False)
+    found = model.report.layers[0]
+    assert {axis.role: axis.size for axis in found.axes} == plain
+    assert "mlp.down_proj.a.weight" in next(axis.parameters for axis in found.axes if axis.role == "neurons")
+    assert all("rank of two linear maps" in note for note in found.notes)
+    assert len(found.notes) == 2
 
 
 def test_adapters_put_in_afterwards_are_trained_and_may_be_merged_and_taken_out() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hand_written import HIDDEN, Mlp, PreNorm, Stack, stream
+from hand_written import HIDDEN, PreNorm, Residual, Stack, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,11 +18,6 @@ from estfx.schedule import Schedule, Stage
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.6, neurons=0.5, layers=0.5), Stage(start=10)])
 NARROW, WHOLE = 0, 10  # steps
 X = (stream(),)
-
-
-class Residual(Mlp):
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return x_BTD + super().forward(x_BTD)
 
 
 def evolving(model: nn.Module, **options: Any) -> nn.Module:

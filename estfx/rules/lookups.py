@@ -91,10 +91,16 @@ def _along(walk: Walk, node: Node, at: int, x: Dims, positions: Dims) -> None:
     for i, (ref, other) in enumerate(zip(x, positions, strict=True)):
         if i == at:
             _pin_position(walk, node, ref)
-        elif walk.algebra.size(ref) == walk.algebra.size(other):
-            walk.unify(node, ref, other)
         else:
-            walk.pin(f"taken in part at {describe(node)}", ref, other)
+            _as_far_as(walk, node, ref, other)
+
+
+def _as_far_as(walk: Walk, node: Node, ref: Ref, other: Ref) -> None:
+    """One dimension, if both are as long; else a part of the longer is taken."""
+    if walk.algebra.size(ref) == walk.algebra.size(other):
+        walk.unify(node, ref, other)
+    else:
+        walk.pin(f"taken in part at {describe(node)}", ref, other)
 
 
 @rule(aten.gather.default)
@@ -122,10 +128,7 @@ def scatter(walk: Walk, node: Node, a: Arguments) -> Dims:
     _pin_position(walk, node, positions[at])
     if has_tensor(a.get("src")):
         for ref, other in zip(positions, walk.of(a["src"]), strict=True):
-            if walk.algebra.size(ref) == walk.algebra.size(other):
-                walk.unify(node, ref, other)
-            else:
-                walk.pin(f"taken in part at {describe(node)}", ref, other)
+            _as_far_as(walk, node, ref, other)
     return dims
 
 
@@ -167,5 +170,5 @@ def one_hot(walk: Walk, node: Node, a: Arguments) -> Dims:
 def embedding(walk: Walk, node: Node, a: Arguments) -> Dims:
     """`out[…, d] = weight[index[…], d]`."""
     weight = walk.of(a["weight"])
-    walk.pin(f"indexed by position at {describe(node)}", weight[0])
+    _pin_position(walk, node, weight[0])
     return (*walk.of(a["indices"]), *weight[1:])
