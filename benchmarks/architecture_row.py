@@ -10,13 +10,14 @@ import torch
 from tiny_inputs import example_inputs
 from tiny_models import tiny_model
 
-__all__ = ["Row", "all_of", "complete", "examine"]
+__all__ = ["EQUAL", "Row", "all_of", "complete", "examine"]
 
 Row = dict[str, Any]
 DIFFERENCE = re.compile(r"its whole graph differs from the layer by (\S+), relative")
 UNVERIFIED = re.compile(r"not verified|failed verification|narrowing them together failed")
 WITHOUT_NEURONS = {"falcon_mamba", "mamba", "mamba2"}  # no MLP
-ONE_BRANCH = {"nemotron_h"}  # a layer is a mixer or an MLP
+EQUAL = 1e-5  # relative, of the logits of a whole model in float32
+ONE_BRANCH = {"nemotron_h", "xlm"}  # a layer is a mixer or an MLP
 # No copy of the stream passes such a layer unchanged, so there is nothing that could take its place.
 MATHEMATICAL = re.compile(r"cannot be skipped: it mixes several residual streams")
 
@@ -39,13 +40,14 @@ def examine(model_type: str, experts: str | None = None) -> Row:
         stage = "run"
         inputs = example_inputs(model_type, model, batch=2, seed=1)
         original = _with_gradient(model, inputs)
+        logits = _logits(model, inputs)
         stage = "transform"
         examples = example_inputs(model_type, model)
-        schedule = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.67)])
+        narrow, whole = Stage(start=0, heads=0.5, neurons=0.5, layers=0.67), Stage(start=1)
         started = time.perf_counter()
         # token ids are what estfx makes by itself
         plain = examples if set(examples) != {"input_ids"} or examples["input_ids"].shape != (3, 17) else None
-        model = estfx.transform(model, schedule, example_inputs=plain, compile=False)
+        model = estfx.transform(model, Schedule(stages=[narrow, whole]), example_inputs=plain, compile=False)
         row["seconds"] = round(time.perf_counter() - started, 1)
         row |= _found(model.report)
         row["operators"] = _operators(model)
@@ -54,6 +56,8 @@ def examine(model_type: str, experts: str | None = None) -> Row:
         trained = _with_gradient(model, inputs)
         skipped = tuple(f"{name}." for name, runs in model.subnetwork.layers.items() if not runs)
         row["without_gradient"] = sorted(name for name in original - trained if not name.startswith(skipped))
+        model.set_step(1)
+        row["model_difference"] = _difference(_logits(model, inputs), logits)
     except Exception as error:
         row["failed"] = stage
         row["error"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
@@ -68,6 +72,19 @@ def _with_gradient(model: Any, inputs: dict[str, Any]) -> set[str]:
     found = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
+
+
+def _logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    from estfx.capture import without_cache
+
+    torch.manual_seed(0)
+    logits: torch.Tensor = model(**without_cache(model, inputs)).logits
+    return logits.detach()
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest distance of two tensors' values, relative to the largest value."""
+    return float((one - other).abs().max() / other.abs().max())
 
 
 def _operators(model: Any) -> list[str]:
@@ -99,12 +116,12 @@ def all_of(row: Row, key: str) -> list[Any]:
 
 
 def complete(row: Row) -> bool:
-    """Layers may be skipped, heads (or channels) and neurons are narrowed, and every kept parameter learns.
+    """The whole is equal, layers may be skipped, heads (or channels) and neurons narrowed; kept parameters learn.
 
     Layers that mix several residual streams into each other need not be skippable. Every kind of layer must have its
     heads or channels, unless the type's layers are one branch each; a missing note is no proof that there are none.
     """
-    if "failed" in row or row["without_gradient"]:
+    if "failed" in row or row["without_gradient"] or not row["model_difference"] <= EQUAL:
         return False
     kinds = row["kinds"].values()
     mixers = [_has_mixer(kind) for kind in kinds]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
-from architecture_row import Row, all_of, complete
+from architecture_row import EQUAL, Row, all_of, complete
 
 __all__ = ["differences", "page"]
 
@@ -34,7 +34,8 @@ def page(record: dict[str, Any]) -> str:
         f"{packages['torch']}. Tiny random models of {len(ran)} could be built and run; {sum(map(complete, rows))} are "
         "complete: layers can be skipped (or each normalises its stream, so that none can be), heads or channels are "
         "narrowed in every kind of layer, neurons in the model if it has any, and in a step of a narrowed stage every "
-        "parameter of the running layers has a gradient that has one in the original.",
+        "parameter of the running layers has a gradient that has one in the original. The logits of the transformed "
+        f"model at full size differ from the original's by at most {_furthest(rows):.0e}, relative.",
         "",
         "*Whole*: how far the graph of a whole layer differs from the layer, values and gradients, relative. *Narrowed "
         "graph*: whether it equals the masked whole in float64. Numbers stand for the reasons below the table. "
@@ -57,6 +58,10 @@ def page(record: dict[str, Any]) -> str:
         *_others(rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _furthest(rows: list[Row]) -> float:
+    return max((row["model_difference"] for row in rows if "model_difference" in row), default=0.0)
 
 
 def _line(row: Row, reasons: dict[str, int]) -> str:
@@ -151,6 +156,5 @@ def _kind_text(item: tuple[str, Row]) -> str:
     skipped = "may be skipped" if kind["droppable"] else "always runs"
     notes = sorted({_without_places(note) for note in (*kind["unverified"], *kind["notes"])})
     axes = ", ".join(f"{role} {size}" for role, size in kind["axes"])
-    return (
-        f"{name} of {kind['layers']} layers ({skipped}; {axes}; whole {kind['whole_difference']}; {'; '.join(notes)})"
-    )
+    whole = "equal" if kind["whole_difference"] <= EQUAL else f"off by {kind['whole_difference']}"
+    return f"{name} of {kind['layers']} layers ({skipped}; {axes}; whole {whole}; {'; '.join(notes)})"

@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,21 +53,18 @@ def run_apart(model_type: str, seconds: int, experts: str | None) -> Row:
         process.join()
 
 
-def sweep(types: list[str], options: argparse.Namespace) -> list[Row]:
+def sweep(types: list[str], options: argparse.Namespace) -> Iterator[Row]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     examine("gpt2")  # so that what torch and transformers import when first used is there in every process
-    rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
         for row in pool.map(lambda name: run_apart(name, options.seconds, options.experts), types):
             if row.get("no_experts"):
                 continue
-            rows.append(row)
+            yield row
             state = row.get("failed") or ("complete" if complete(row) else "partly")
             axes = ", ".join(f"{role} {size}" for role, size in all_of(row, "axes"))
             print(f"{row['type']:28s} {state:9s} {row.get('error', axes)}", flush=True)
-    print(f"{sum(map(complete, rows))} of {len(rows)} complete")
-    return rows
 
 
 def record_of(rows: list[Row]) -> dict[str, Any]:
@@ -96,11 +94,15 @@ def main() -> None:
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    record = record_of(sweep(options.types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options))
     path = options.into or (None if options.types else usual)
-    if path is not None:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+    rows: list[Row] = []
+    for row in sweep(options.types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options):
+        rows.append(row)
+        record = record_of(rows)
+        if path is not None:  # after each row: a sweep that is stopped has what it found
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{sum(map(complete, rows))} of {len(rows)} complete")
     if path == RESULTS / "architectures.json":
         TABLE.write_text(page(record))
 

@@ -14,6 +14,7 @@ import torch
 from tiny_values import SPECIFIC
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -100,6 +101,12 @@ EXPERTS = ("eager", "batched_mm", "grouped_mm")  # transformers' ExpertsInterfac
 PARTS = {"musicgen": "decoder", "musicgen_melody": "decoder"}
 
 
+def _configuration(model_type: str, **values: Any) -> Any:
+    if model_type in PARTS:
+        return CONFIG_MAPPING[model_type].sub_configs[PARTS[model_type]](**values)
+    return AutoConfig.for_model(model_type, **values)
+
+
 def tiny_config(model_type: str, experts: str | None = None) -> Any:
     """The type's configuration, made tiny, with every dropout off.
 
@@ -107,11 +114,11 @@ def tiny_config(model_type: str, experts: str | None = None) -> Any:
     """
     specific = SPECIFIC.get(model_type, {})
     try:
-        default = AutoConfig.for_model(model_type)
+        default = _configuration(model_type)
     except Exception:  # its defaults contradict each other: what it needs is all in `specific`
-        config = AutoConfig.for_model(model_type, **copy.deepcopy(specific))
+        config = _configuration(model_type, **copy.deepcopy(specific))
     else:
-        config = AutoConfig.for_model(model_type, **_values(default, specific))
+        config = _configuration(model_type, **_values(default, specific))
     if model_type == "gemma3n":
         _replace_vision_tower(config)
     if experts is not None:
@@ -125,9 +132,8 @@ def tiny_model(model_type: str, experts: str | None = None) -> nn.Module:
     config = tiny_config(model_type, experts)
     with _all_layers_may_share_keys(config):
         if model_type in PARTS:
-            part = getattr(config, PARTS[model_type])
-            model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            model: nn.Module = model_class._from_config(part)
+            model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
+            model: nn.Module = model_class._from_config(config)
         else:
             model = AutoModelForCausalLM.from_config(config)
     _perturb_constants(model)

@@ -41,7 +41,8 @@ SPECIFIC: dict[str, Values] = {
     "cohere_compass_text": {
         **FULL_AND_SLIDING,
         "rope_parameters": {
-            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+            kind: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+            for kind in ("full_attention", "sliding_attention")
         },
     },
     # names of its own for widths

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from estfx.attribute_reads import Reads, recorded_reads
+from estfx.caches import asks_for_cache
 from estfx.errors import TraceError, UnsupportedModelError
 from estfx.find_layers import WAYS, Way, layer_calls
 from estfx.layer_calls import LayerCall, Recording, recorded_calls
@@ -149,7 +150,8 @@ def _observe(
 ) -> tuple[Recording, Reads]:
     with run_quietly(model), recorded_reads(candidates) as reads:
         try:
-            with recorded_calls(candidates, any_output) as (recording, watch), values_on_meta(model):
+            recorded = recorded_calls(candidates, any_output, not asks_for_cache(args, kwargs))
+            with recorded as (recording, watch), values_on_meta(model):
                 watch.read(model(*copy.copy(args), **kwargs))
         except Exception as error:
             error.add_note(f"while `{type(model).__name__}` ran on the example inputs of estfx, in training mode")

@@ -8,6 +8,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from estfx.graphs import has_tensor
+
 __all__ = ["promoted"]
 
 aten = torch.ops.aten
@@ -40,6 +42,7 @@ def promoted(gm: GraphModule) -> GraphModule:
     """The graph in float64 wherever it names a smaller type, and without dropout, whose draws depend on sizes."""
     for node in gm.graph.nodes:
         _without_dropout(node)
+        _with_dtype(node)
         node.target = IN_FLOAT64.get(node.target, node.target)
         node.args = pytree.tree_map(_double_dtype, node.args, is_leaf=lambda x: isinstance(x, Node))
         node.kwargs = pytree.tree_map(_double_dtype, node.kwargs, is_leaf=lambda x: isinstance(x, Node))
@@ -59,6 +62,16 @@ def _without_dropout(node: Node) -> None:
                 node.update_arg(position, 0.0)
             elif argument.name in node.kwargs:
                 node.update_kwarg(argument.name, 0.0)
+
+
+def _with_dtype(node: Node) -> None:
+    """What makes a tensor out of no other, in the default type, makes it in float64."""
+    schema = getattr(node.target, "_schema", None)
+    made = isinstance(node.meta.get("val"), torch.Tensor) and not any(map(has_tensor, node.all_input_nodes))
+    if schema is None or not made or not node.meta["val"].is_floating_point():
+        return
+    if node.kwargs.get("dtype") is None and any(argument.name == "dtype" for argument in schema.arguments):
+        node.update_kwarg("dtype", torch.float64)
 
 
 def _double_dtype(value: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from estfx.caches import asks_for_cache
 from estfx.capture import without_cache
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
 from estfx.layer_names import LayerPatterns
@@ -91,7 +92,7 @@ def _evolving(cls: type[nn.Module]) -> type[nn.Module]:
                 runtime.require_step()
                 _refuse_attentions(self, kwargs)
                 kwargs = without_cache(self, kwargs)
-                with runtime.one_forward():
+                with runtime.one_forward(discards_caches=not asks_for_cache(args, kwargs)):
                     return cls.__call__(self, *args, **kwargs)
             return cls.__call__(self, *args, **kwargs)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils import _pytree as pytree
 
 from estfx import tags
@@ -59,15 +60,15 @@ class TracedLayer:
         if not same or self._guard is None:
             return same
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return bool(eval(self._guard, {"L": {"tensors": tensors}}))
+        return bool(eval(self._guard, SYMPY_INTERP, {"L": {"tensors": tensors}}))
 
     def pack(self, values: tuple[torch.Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The graph's values in the structure that the layer itself returns, or writes into its arguments."""
         leaves = [self.constants[j] if i is None else values[i] for j, i in enumerate(self.outputs)]
         return put_entries(pytree.tree_unflatten(leaves, self.out_spec), args, kwargs, self.written)
 
-    def skip(self, stream: torch.Tensor) -> Any:
-        """What the layer returns when it is passed over."""
+    def give(self, stream: torch.Tensor) -> Any:
+        """What the layer returns when it is passed over, and this tensor takes the place of its result."""
         leaves = [stream if i == 0 else self.constants[j] for j, i in enumerate(self.outputs)]
         return pytree.tree_unflatten(leaves, self.out_spec)
 
@@ -156,6 +157,7 @@ def _trace_call(call: LayerCall) -> TracedLayer:
             sides=tuple(copies[n].name for n in sides),
             weights=tuple((copies[n].name, path) for n, path in weights),
             outputs=len(given),
+            added=call.added,
         ),
     )
     gm.recompile()

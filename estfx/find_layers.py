@@ -146,10 +146,11 @@ def layer_calls(paths: Iterable[str], recording: Recording) -> list[LayerCall]:
             calls.append(call)
     for path in (path for path, count in counts.items() if count > 1):
         # what is read of one call is given by all: a recomputation does not know which of them it repeats
-        alive = set().union(*(call.alive for call in calls if call.path == path))
-        for call in calls:
-            if call.path == path:
-                call.alive = set(alive)
+        own = [call for call in calls if call.path == path]
+        alive = set().union(*(call.alive for call in own))
+        added = all(call.added for call in own)
+        for call in own:
+            call.alive, call.added = set(alive), added
     return calls
 
 

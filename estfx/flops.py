@@ -144,7 +144,7 @@ def _passing_layers(decoder: Decoder, seen: dict[str, list[torch.Tensor]]) -> It
             traced = decoder.traced[decoder.layers[name]]
             leaves, _ = flatten(args, kwargs)
             seen[name] = [leaves[i] for i in traced.input_leaves]
-            return traced.skip(leaves[traced.stream_leaf])
+            return traced.give(leaves[traced.stream_leaf])
 
         return forward
 

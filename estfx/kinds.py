@@ -11,6 +11,7 @@ from collections.abc import Hashable
 import torch
 from torch import nn
 
+from estfx import tags
 from estfx.capture import LayerCall
 from estfx.export import TracedLayer
 from estfx.graphs import has_tensor
@@ -58,11 +59,12 @@ def kind_key(call: LayerCall, differing: dict[str, set[str]]) -> Hashable:
         tree.append((path, type(module), shapes, tuple(_plain_attributes(module, read).items())))
     leaves, spec = flatten(call.args, call.kwargs)
     keys = tuple((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else constant_key(x) for x in leaves)
-    return (tuple(tree), str(spec), keys, frozenset(call.alive), call.written, call.stream_leaf, call.stream_output)
+    given = (frozenset(call.alive), call.written, call.stream_leaf, call.stream_output, call.added)
+    return (tuple(tree), str(spec), keys, given)
 
 
 def canonical(layer: TracedLayer) -> Hashable:
-    """The graph as text, without the names of parameters, and all else that two layers of a kind share."""
+    """The graph as text, the weights that it reads, and all else that two layers of a kind share."""
     numbers = {node: f"%{i}" for i, node in enumerate(layer.graph.graph.nodes)}
     lines = []
     for node in layer.graph.graph.nodes:
@@ -72,8 +74,10 @@ def canonical(layer: TracedLayer) -> Hashable:
         args = torch.fx.map_arg((node.args, node.kwargs), lambda n: numbers[n])
         lines.append(f"{target} {args} {shape} {constant}")
     called = (layer.out_spec, layer.written, layer.outputs, layer.input_leaves, layer.stream_leaf)
+    interface = tags.get(layer.graph, tags.Interface)
+    weights = tuple(path for _, path in interface.weights)
     asked = (layer.shapes, layer.guards)  # of the sizes that a graph of the same operators is given
-    return ("\n".join(lines), *map(str, called), asked)
+    return ("\n".join(lines), *map(str, called), weights, interface.added, asked)
 
 
 def _constant(value: object) -> object:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from estfx.caches import without_empty_caches
 from estfx.mappings import Entry, open_mappings, with_entries, written_entries
 from estfx.signature import flatten
 
@@ -35,6 +36,7 @@ class LayerCall:
     number: int = 1  # of the calls of this module within one forward
     written: tuple[Entry, ...] = ()  # of dictionaries that it was given; their values are the last of `outputs`
     operations: int = 0  # how many functions of torch it called
+    added: bool = False  # all that the model did with its stream was to add it to another tensor
 
     @property
     def path(self) -> str:
@@ -96,12 +98,41 @@ def outcome(result: Any, before: Any, after: Any) -> tuple[list[Any], pytree.Tre
     return outputs, out_spec, written
 
 
+# What asks a tensor for something that is not among its values.
+ASKING = {
+    torch.Tensor.size,
+    torch.Tensor.dim,
+    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.device.__get__,
+    torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
+}
+# What gives zero where its first argument is zero.
+LINEAR = {
+    torch.nn.functional.dropout,
+    torch.dropout,
+    torch.mul,
+    torch.Tensor.mul,
+    torch.Tensor.__mul__,
+    torch.Tensor.__rmul__,
+    torch.Tensor.div,
+    torch.Tensor.__truediv__,
+    torch.Tensor.to,
+    torch.Tensor.type_as,
+    torch.Tensor.contiguous,
+}
+ADDING = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__}
+ADDING |= {torch.Tensor.add_, torch.Tensor.__iadd__}  # of which the first argument is no stream
+
+
 class _Watch(TorchFunctionMode):
-    """Notes which of the watched tensors any operation reads."""
+    """Notes which of the watched tensors any operation reads, and of which streams there is no use but to be added."""
 
     def __init__(self) -> None:
         super().__init__()
         self.watched: dict[int, tuple[torch.Tensor, LayerCall, int]] = {}
+        self.streams: dict[int, tuple[torch.Tensor, LayerCall]] = {}  # what calls gave, and multiples of it
+        self.read_otherwise: set[int] = set()  # calls whose stream was not only added
         self.operations = 0
 
     def begin(self, call: LayerCall) -> None:
@@ -109,38 +140,61 @@ class _Watch(TorchFunctionMode):
         for position, leaf in enumerate(call.outputs):
             if isinstance(leaf, torch.Tensor) and leaf is not stream:
                 self.watched[id(leaf)] = (leaf, call, position)
+        self.streams[id(stream)] = (stream, call)
 
     def read(self, tree: object) -> None:
         for leaf in pytree.tree_leaves(tree):
             if isinstance(leaf, torch.Tensor) and id(leaf) in self.watched:
                 _, call, position = self.watched[id(leaf)]
                 call.alive.add(position)
+            if isinstance(leaf, torch.Tensor) and id(leaf) in self.streams:
+                _, call = self.streams[id(leaf)]
+                call.added = False
+                self.read_otherwise.add(id(call))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.operations += 1
-        if self.watched:
+        if func in ASKING:
+            return func(*args, **kwargs)
+        if func in LINEAR and args and id(args[0]) in self.streams:
+            _, call = self.streams[id(args[0])]
+            self.read((args[1:], kwargs))
+            result = func(*args, **kwargs)
+            self.streams[id(result)] = (result, call)
+            return result
+        if func in ADDING and len(streams := [x for x in args[:2] if id(x) in self.streams]) == 1:
+            _, call = self.streams[id(streams[0])]
+            call.added = id(call) not in self.read_otherwise
+            self.read(([x for x in args if x is not streams[0]], kwargs))
+        elif self.watched or self.streams:
             self.read((args, kwargs))
         return func(*args, **kwargs)
 
 
 @contextmanager
-def recorded_calls(candidates: Mapping[str, nn.Module], any_output: bool = False) -> Iterator[tuple[Recording, _Watch]]:
+def recorded_calls(
+    candidates: Mapping[str, nn.Module], any_output: bool = False, discards_caches: bool = True
+) -> Iterator[tuple[Recording, _Watch]]:
     """Records every call of the candidates within the block; what the model returns is to be given to the watch.
 
-    With `any_output` the stream need not be the first tensor that a call returns.
+    With `any_output` the stream need not be the first tensor that a call returns. With `discards_caches` empty KV
+    caches are taken out of the calls, as while training.
     """
     recording = Recording(candidates, [])
     watch = _Watch()
     running: list[Observed] = []
 
     def enter(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if discards_caches:
+                args, kwargs = without_empty_caches(module, args, kwargs)
             watch.read((args, kwargs))
             open_mappings(args, kwargs)
             within = tuple(outer.path for outer in running)
             running.append(Observed(path, within, _state(module), flatten(args, kwargs), watch.operations))
             recording.calls.append(running[-1])
+            return args, kwargs
 
         return hook
 

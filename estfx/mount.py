@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from estfx.caches import without_empty_caches
 from estfx.errors import EstfxError
 from estfx.programs import Kind, resolve
 from estfx.signature import Signature, flatten, is_plain, signature_of
@@ -123,8 +124,9 @@ class Mount:
         leaves, _ = flatten(args, kwargs)
         if not all(map(is_plain, leaves)):
             return None
-        traced = call.kind.first.traced
-        return traced.skip(leaves[traced.stream_leaf])
+        traced, residuals = call.kind.first.traced, call.kind.first.residuals
+        stream = leaves[traced.stream_leaf]
+        return traced.give(torch.zeros_like(stream) if residuals.outside else stream)
 
     def run(self, call: Call, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = flatten(args, kwargs)
@@ -146,7 +148,8 @@ class Mount:
         before = inputs[0].clone() if factor != 1.0 and variant.writes_in_place else inputs[0]
         values = program.call(*inputs, *indices, *weights)
         if factor != 1.0:
-            values = (torch.lerp(before, values[0], factor), *values[1:])
+            scaled = values[0] * factor if variant.residuals.outside else torch.lerp(before, values[0], factor)
+            values = (scaled, *values[1:])
         return traced.pack(values, args, kwargs)
 
     def _signature(
@@ -181,6 +184,8 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
             here: Mount = self.__dict__[ATTRIBUTE]
             if not here.applies(self):
                 return cls.__call__(self, *args, **kwargs)
+            if here.runtime.discards_caches:
+                args, kwargs = without_empty_caches(self, args, kwargs)
             if in_backward():
                 here.refuse_unknown_call(args, kwargs)
             call = here.begin(args, kwargs, self)

@@ -60,6 +60,7 @@ class Runtime:
     _indices: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
     _in_forward: bool = False
+    discards_caches: bool = False  # layers run without a KV cache that the model itself made
     _calls: dict[str, int] = field(default_factory=dict)  # made of each layer's module in this forward
     _counts: dict[tuple[int, int], Counts] = field(default_factory=dict)  # by stage and kind; asked at every call
 
@@ -134,13 +135,16 @@ class Runtime:
             )
 
     @contextmanager
-    def one_forward(self) -> Iterator[None]:
-        """While the model runs, each layer's module counts its calls from one."""
-        self._calls, self._in_forward = {}, True
+    def one_forward(self, discards_caches: bool = False) -> Iterator[None]:
+        """While the model runs, each layer's module counts its calls from one.
+
+        `discards_caches`: nobody asked for a KV cache, so that one which the model makes is never read.
+        """
+        self._calls, self._in_forward, self.discards_caches = {}, True, discards_caches
         try:
             yield
         finally:
-            self._in_forward = False
+            self._in_forward = self.discards_caches = False
 
     def next_call(self, path: str, known: int) -> int:
         """Which call of a module this is, from 0; `known` is how often it was called on the example inputs.

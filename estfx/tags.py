@@ -36,6 +36,7 @@ class Interface:
     sides: tuple[str, ...]  # placeholders of the other tensor arguments
     weights: tuple[tuple[str, str], ...]  # (placeholder, path of the parameter or buffer in the layer)
     outputs: int = 1  # values given; the first is the stream
+    added: bool = False  # all that is done with what it gives is to add it to a tensor
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Residuals:
     joins: tuple[Join, ...]  # in the order of the graph
     droppable: bool
     reason: str = ""  # why not droppable
+    outside: bool = False  # the layer is one branch, and its join lies outside of it
 
 
 @dataclass(frozen=True)

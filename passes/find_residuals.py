@@ -50,7 +50,8 @@ class FindResiduals(Analysis):
     immediate dominator. One operand must lead back to it through nothing but identities (dtype, dropout, a constant
     factor), norms of the stream itself (post-norm layers), and other joins. A norm is one operator, or what multiplies
     and shifts the stream by weights and by one number a position. A layer whose output leads back to its stream in this
-    way may be passed over; `reason` says why another may not.
+    way may be passed over; `reason` says why another may not. A layer whose output is only ever added to a tensor is a
+    branch whose join lies outside of it: passed over, it gives zeros.
     """
 
     puts: ClassVar = (tags.Residuals,)
@@ -65,15 +66,18 @@ class FindResiduals(Analysis):
         stop = _walk_back(outputs[0], stream, flow, dominators, found)
         joins = tuple(found[n] for n in gm.graph.nodes if n in found)
         reason = ""
-        if stop is not stream and tensor_of(stream).ndim > 3:
+        outside = interface.added and (stop is not stream or not joins)
+        if outside:
+            pass
+        elif stop is not stream and tensor_of(stream).ndim > 3:
             reason = f"it mixes several residual streams into each other: none is passed on ({describe(stop)})"
         elif stop is not stream:
             reason = f"its output does not lead back to its stream through residual joins: they end at {describe(stop)}"
         elif not joins:
             reason = "it has no residual join: its output is its stream, scaled at most"
-        elif interface.outputs > 1:
-            reason = "something outside reads another output of it than the stream"
-        tags.put(gm, tags.Residuals(joins, droppable=not reason, reason=reason))
+        if interface.outputs > 1:
+            reason = reason or "something outside reads another output of it than the stream"
+        tags.put(gm, tags.Residuals(joins, droppable=not reason, reason=reason, outside=outside))
         return len(joins)
 
 

@@ -317,6 +317,14 @@ class ByLength(Residual):
         return x_BTD * 2 if x_BTD.shape[1] > 10 else x_BTD
 
 
+class ByRoot(Residual):
+    """Asks for a function of the length, which is no sum or product of sizes."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_BTD = super().forward(x_BTD)
+        return x_BTD * 2 if x_BTD.shape[1] ** -0.5 < 0.3 else x_BTD
+
+
 class StepByStep(Residual):
     """A recurrence, whose graph holds every position."""
 
@@ -328,7 +336,10 @@ class StepByStep(Residual):
         return super().forward(x_BTD + torch.stack(states, dim=1))
 
 
-@pytest.mark.parametrize(("layer", "lengths", "most"), [(ByLength, (5, 12, 3, 11), 1), (StepByStep, (2, 3, 4), 2)])
+@pytest.mark.parametrize(
+    ("layer", "lengths", "most"),
+    [(ByLength, (5, 12, 3, 11), 1), (ByRoot, (5, 13, 3, 12), 1), (StepByStep, (2, 3, 4), 2)],
+)
 def test_a_graph_serves_no_length_that_it_was_not_made_for(
     layer: type[Residual], lengths: tuple[int, ...], most: int, traces: Traces
 ) -> None:

@@ -74,6 +74,23 @@ def test_a_literal_that_depends_on_the_layer_makes_kinds() -> None:
     assert kinds(model) == ["GPT2Block", "GPT2Block_2", "GPT2Block_3"]
 
 
+def test_reading_other_weights_makes_kinds() -> None:
+    class Choosing(PreNorm):
+        """Holds a weight for each layer, of which it reads its own."""
+
+        def __init__(self, weights: nn.ParameterList, number: int) -> None:
+            super().__init__()
+            self.weights = weights
+            self.number = number
+
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            return super().forward(x_BTD * self.weights[self.number])
+
+    weights = nn.ParameterList(torch.randn(HIDDEN) for _ in range(3))
+    model = Stack(*(Choosing(weights, number) for number in (0, 2, 0)))
+    assert kinds(model, (stream(),)) == ["Choosing", "Choosing_2", "Choosing"]
+
+
 def test_an_attribute_that_changes_nothing_makes_no_kinds() -> None:
     class Numbered(PreNorm):
         def __init__(self, number: int) -> None:
@@ -270,7 +287,7 @@ def test_a_weight_that_nothing_needs_is_left_out() -> None:
 def test_a_skipped_layer_returns_the_stream_in_its_own_structure() -> None:
     traced = trace(DropsBeside(Beside()), stream()).traced["Beside"]
     x = stream()
-    passed = traced.skip(x)
+    passed = traced.give(x)
     assert passed[0] is x
     assert passed[1:] == (None, "text")
 
