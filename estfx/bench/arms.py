@@ -1,0 +1,233 @@
+"""The models that are compared. All share the parameters of one, so that they fit beside each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
+from torch.utils.checkpoint import checkpoint
+
+import estfx
+from estfx import tags
+from estfx.bench.settings import BenchSettings
+from estfx.programs import Variant, analysed
+from estfx.runtime import stage_counts
+from estfx.schedule import Schedule, Stage, kept_count
+from estfx.signature import flatten
+from estfx.trace import Decoder, LayerInfo, trace
+
+__all__ = ["Arm", "build_arms", "schedule_of"]
+
+STEPS = 1_000_000  # of each stage, more than are measured
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model, what is done before each of its steps, and the stage whose FLOPs it does."""
+
+    name: str
+    model: Callable[..., Any]
+    before: Callable[[int], None]
+    stage: Stage
+
+
+def schedule_of(settings: BenchSettings) -> Schedule:
+    """The paper's three stages, each long enough for what is measured."""
+    keep = settings.keep
+    stages = (
+        Stage(start=0, heads=keep, neurons=keep, layers=keep),
+        Stage(start=STEPS, heads=keep, neurons=keep),
+        Stage(start=2 * STEPS),
+    )
+    return Schedule(stages=stages, total_steps=3 * STEPS)
+
+
+def build_arms(model: nn.Module, example_inputs: dict[str, torch.Tensor], settings: BenchSettings) -> list[Arm]:
+    """The arms that the settings ask for, in their order."""
+    schedule = schedule_of(settings)
+    made = _Arms(model, example_inputs, settings, schedule)
+    return [getattr(made, name)() for name in settings.arms]
+
+
+def _nothing(number: int) -> None:
+    pass
+
+
+class _Arms:
+    """A method for each arm, by its name."""
+
+    def __init__(
+        self, model: nn.Module, example_inputs: dict[str, torch.Tensor], settings: BenchSettings, schedule: Schedule
+    ) -> None:
+        self.original, self.settings, self.schedule = model, settings, schedule
+        self.rng = np.random.default_rng(settings.seed)
+        self.inputs = example_inputs
+        self.decoder: Decoder = trace(model, example_inputs)
+        self.variants: dict[str, Variant] = {n: analysed(traced) for n, traced in self.decoder.traced.items()}
+        self._evolving: Any = None
+
+    def twin(self) -> nn.Module:
+        """The model again, with the same parameters."""
+        shared = {id(t): t for t in (*self.original.parameters(), *self.original.buffers())}
+        return copy.deepcopy(self.original, shared)
+
+    def layers(self, model: nn.Module) -> dict[str, nn.Module]:
+        paths = dict.fromkeys(info.call.path for info in self.decoder.infos.values())
+        return {path: model.get_submodule(path) for path in paths}
+
+    def compiled_by_layer(self) -> nn.Module:
+        twin = self.twin()
+        for layer in self.layers(twin).values():
+            layer.compile(fullgraph=True)
+        return twin
+
+    # -- the original --------------------------------------------------------------------------------------------
+
+    def eager(self) -> Arm:
+        return Arm("eager", self.twin(), _nothing, Stage(start=0))
+
+    def compiled(self) -> Arm:
+        return Arm("compiled", torch.compile(self.twin()), _nothing, Stage(start=0))
+
+    def compiled_layers(self) -> Arm:
+        return Arm("compiled_layers", self.compiled_by_layer(), _nothing, Stage(start=0))
+
+    # -- estfx ---------------------------------------------------------------------------------------------------
+
+    def evolving(self, number: int) -> Arm:
+        if self._evolving is None:
+            self._evolving = estfx.transform(
+                self.twin(), self.schedule, example_inputs=self.inputs, seed=self.settings.seed, verify=False
+            )
+        model, stage = self._evolving, self.schedule.stages[number - 1]
+        return Arm(f"stage_{number}", model, lambda step: model.set_step(stage.start + step), stage)
+
+    def stage_1(self) -> Arm:
+        return self.evolving(1)
+
+    def stage_2(self) -> Arm:
+        return self.evolving(2)
+
+    def stage_3(self) -> Arm:
+        return self.evolving(3)
+
+    # -- what else there is --------------------------------------------------------------------------------------
+
+    def masked(self) -> Arm:
+        """A mask on each weight that stage 2 narrows, drawn anew at every step."""
+        twin = self.twin()
+        drawing = [self.masks_of(twin, info) for info in self.decoder.infos.values()]
+
+        def draw(number: int) -> None:
+            for each in drawing:
+                each()
+
+        for layer in self.layers(twin).values():
+            layer.compile(fullgraph=True)
+        return Arm("masked", twin, draw, Stage(start=0))
+
+    def masks_of(self, twin: nn.Module, info: LayerInfo) -> Callable[[], None]:
+        """Puts masks on a layer's weights; returns what draws them."""
+        variant = self.variants[info.program]
+        counts = dict(stage_counts(self.schedule, variant.roles, self.schedule.stages[1]))
+        program = variant.program(tuple(sorted(counts.items())), None)
+        masks: dict[str, list[_Mask]] = {gather.placeholder: [] for gather in program.gathers}
+        sizes = {role.name: role.axis.size for role in variant.roles.found if role.name in counts}
+        for path, dim, placeholder in tags.get(program.graph, tags.Indices).weights:
+            owner, _, name = f"{info.call.path}.{path}".rpartition(".")
+            module = twin.get_submodule(owner)
+            masks[placeholder].append(_Mask(getattr(module, name), dim))
+            register_parametrization(module, name, masks[placeholder][-1])
+
+        def draw() -> None:
+            units = {role: np.sort(self.rng.permutation(size)[: counts[role]]) for role, size in sizes.items()}
+            drawn = {role: kept[None] for role, kept in units.items()}
+            for gather, index in zip(program.gathers, program.indices(drawn), strict=True):
+                for mask in masks[gather.placeholder]:
+                    mask.keep(torch.from_numpy(index[0].copy()))
+
+        return draw
+
+    def layer_drop(self) -> Arm:
+        twin = self.compiled_by_layer()
+        droppable = [info for info in self.decoder.infos.values() if self.variants[info.program].residuals.droppable]
+        drops = {}
+        for info in droppable:
+            layer = twin.get_submodule(info.call.path)
+            drops[info.call.path] = drop = _Drop(layer, self.variants[info.program])
+            _replace(twin, info.call.path, drop)
+        kept = kept_count(len(drops), self.settings.keep) if drops else 0
+
+        def draw(number: int) -> None:
+            runs = set(self.rng.permutation(len(drops))[:kept].tolist())
+            for position, drop in enumerate(drops.values()):
+                drop.runs = position in runs
+
+        return Arm("layer_drop", twin, draw, Stage(start=0, layers=self.settings.keep))
+
+    def checkpointed(self) -> Arm:
+        twin = self.compiled_by_layer()
+        for path, layer in self.layers(twin).items():
+            _replace(twin, path, _Checkpointed(layer))
+        return Arm("checkpointed", twin, _nothing, Stage(start=0))
+
+
+class _Mask(nn.Module):
+    """Zeros and ones along one dimension of a weight."""
+
+    mask: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, dim: int) -> None:
+        super().__init__()
+        shape = [1] * weight.ndim
+        shape[dim] = weight.shape[dim]
+        self.register_buffer("mask", torch.ones(shape, device=weight.device, dtype=weight.dtype), persistent=False)
+
+    def keep(self, positions: torch.Tensor) -> None:
+        self.mask.zero_().view(-1)[positions.to(self.mask.device)] = 1
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.mask
+
+
+class _Around(nn.Module):
+    """Stands in a layer's place; what is asked of it that it has not, such as a layer's type, the layer answers."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+class _Drop(_Around):
+    def __init__(self, layer: nn.Module, variant: Variant) -> None:
+        super().__init__(layer)
+        self.variant, self.runs = variant, True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.runs:
+            return self.layer(*args, **kwargs)
+        traced = self.variant.traced
+        stream = flatten(args, kwargs)[0][traced.stream_leaf]
+        return traced.give(torch.zeros_like(stream) if self.variant.residuals.outside else stream)
+
+
+class _Checkpointed(_Around):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(self.layer, *args, use_reentrant=False, **kwargs)
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    owner, _, name = path.rpartition(".")
+    model.get_submodule(owner)._modules[name] = module

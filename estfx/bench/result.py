@@ -1,0 +1,53 @@
+"""What a measurement found."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from estfx.bench.settings import BenchSettings
+
+__all__ = ["ArmResult", "BenchResult", "Spread"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spread(_Frozen):
+    """A figure over the rounds."""
+
+    median: float
+    low: float  # smallest
+    high: float  # largest
+
+
+class ArmResult(_Frozen):
+    """One arm. Seconds are of one optimizer step on one batch."""
+
+    name: str
+    failed: str | None = None  # why there are no figures
+    seconds: Spread | None = None
+    forward: Spread | None = None
+    backward: Spread | None = None
+    optimizer: Spread | None = None
+    time_ratio: Spread | None = None  # to the compiled original's seconds of the same round
+    flops: float | None = None  # of the whole model, forward and backward; recomputation is no work
+    flops_ratio: float | None = None  # to the original's
+    time_per_flops: float | None = None  # the time ratio over the FLOPs ratio: 1 if all that is saved is time
+    tokens_per_second: float | None = None
+    mfu: float | None = None  # FLOPs over seconds and the device's peak
+    peak_bytes: int | None = None  # over what parameters and the optimizer's states take
+    compile_seconds: float | None = None  # how much longer the first steps took
+    compilations: int | None = None  # graphs made by torch.compile in the first steps
+    compilations_later: int | None = None  # and after them
+
+
+class BenchResult(_Frozen):
+    """All arms, with what they were measured on."""
+
+    settings: BenchSettings
+    environment: dict[str, Any]
+    parameters: int
+    peak_flops: float  # per second
+    peak_flops_source: str
+    arms: list[ArmResult]
