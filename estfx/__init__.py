@@ -1,5 +1,6 @@
 """estfx: train a part of a decoder, and let it grow until it is the whole (Evolving Subnetwork Training)."""
 
+from estfx.compilation import load_compiled, save_compiled
 from estfx.dump import dump
 from estfx.errors import EstfxError, ScheduleError, TraceError, UnsupportedModelError, VerifyError
 from estfx.evolving import EvolvingModel, restore, transform
@@ -24,8 +25,10 @@ __all__ = [
     "VerifyError",
     "dump",
     "inspect",
+    "load_compiled",
     "plan",
     "restore",
+    "save_compiled",
     "trace",
     "transform",
 ]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
 
 from estfx.caches import asks_for_cache
 from estfx.capture import without_cache
+from estfx.compilation import compiler_of
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
 from estfx.layer_names import LayerPatterns
 from estfx.mount import Call, is_mounted, mount, unmount
@@ -22,11 +22,11 @@ from estfx.schedule import Schedule, Stage
 from estfx.subnetwork import Subnetwork
 from estfx.trace import ATTRIBUTE, trace
 from estfx.verification import verify_kind
+from estfx.warmup import warm_up
 
 __all__ = ["EvolvingModel", "restore", "transform"]
 
 log = logging.getLogger(__name__)
-BACKEND = "inductor"  # of torch.compile
 
 
 class EvolvingModel:
@@ -45,6 +45,16 @@ class EvolvingModel:
             layer.__dict__[ATTRIBUTE].look(layer)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
         self._runtime.set_step(step, device)
+
+    def warmup(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what every stage of the schedule runs, on a batch such as will be trained on; trains nothing.
+
+        The arguments are those of a forward. Each stage then does one forward and backward pass of all its layers, and
+        afterwards gradients, random numbers and the step are as they were, so that a switch of stages compiles nothing.
+        Call it in the autocast state of training, once for each batch size and length, and before the model is given
+        to DDP or FSDP. Raises EstfxError if the model is not in training mode.
+        """
+        warm_up(cast("nn.Module", self), self._runtime, args, kwargs)
 
     @property
     def stage(self) -> Stage:
@@ -97,10 +107,24 @@ def _evolving(cls: type[nn.Module]) -> type[nn.Module]:
             return cls.__call__(self, *args, **kwargs)
 
         body = {"__call__": __call__, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        if isinstance(own_loss := getattr(cls, "loss_function", None), property):
+            body["loss_function"] = _compiled_in_training(own_loss)
         made = type(cls.__name__, (EvolvingModel, cls), body)
         made.__qualname__ = cls.__qualname__
         _evolving_classes[cls] = made
     return _evolving_classes[cls]
+
+
+def _compiled_in_training(loss: property) -> property:
+    """A model's property that gives its loss, which gives it compiled while the model trains."""
+
+    def loss_function(self: Any) -> Any:
+        runtime: Runtime = self.__dict__[ATTRIBUTE]
+        function = loss.__get__(self)
+        compiles = self.training and not runtime.idle and runtime.compiler is not None
+        return runtime.compiler.loss_function(function) if compiles else function  # type: ignore[union-attr]
+
+    return property(loss_function, loss.fset, loss.fdel, loss.__doc__)
 
 
 def _refuse_attentions(model: nn.Module, kwargs: dict[str, Any]) -> None:
@@ -122,6 +146,9 @@ def transform(
     layers: LayerPatterns | None = None,
     seed: int = 0,
     compile: bool = True,
+    compile_loss: bool = True,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
     verify: bool = True,
 ) -> Any:
     """Makes a decoder train as the schedule says: first a random part of it, in the end the whole.
@@ -140,6 +167,9 @@ def transform(
             attributes of one class, that pass a stream along.
         seed: of the draws; the same on every rank.
         compile: compile each program with `torch.compile`; the first step of each stage then takes longer.
+        compile_loss: with `compile`, compile the loss of a transformers model too (`model.loss_function`), in training.
+        mode: of `torch.compile`, such as `"max-autotune-no-cudagraphs"`.
+        options: of `torch.compile`, instead of a mode.
         verify: check on a tiny batch that each kind of layer, whole, is the original to the bit, and narrowed, the
             masked original in float64. An axis that fails stays whole and is reported.
 
@@ -162,6 +192,7 @@ def transform(
         raise EstfxError(
             f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
         )
+    compiler = compiler_of(compile, mode, options, compile_loss)
     decoder = trace(model, example_inputs, layers=layers)
     variants: dict[str, Variant] = {}
     notes: dict[str, list[str]] = {}
@@ -172,7 +203,6 @@ def transform(
             notes[name] = verify_kind(variants[name], call)
     report = report_of(decoder, variants, notes)
     _require_something(model, report)
-    compiler = _compiler if compile else None
     kinds = {}
     for name, variant in variants.items():
         calls = [info.call for info in decoder.infos.values() if info.program == name]
@@ -210,13 +240,6 @@ def restore(model: nn.Module) -> nn.Module:
     plain: nn.Module = model
     plain.__class__ = original
     return plain
-
-
-def _compiler(graph: GraphModule) -> Callable[..., Any]:
-    # The forward and not the module: a GraphModule's call looks into every exception that passes through it, in code
-    # that torch.compile then tries to compile, and checkpointing stops its recomputation by an exception.
-    compiled: Callable[..., Any] = torch.compile(graph.forward, fullgraph=True, backend=BACKEND)
-    return compiled
 
 
 def _require_something(model: nn.Module, report: Report) -> None:

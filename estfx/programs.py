@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from estfx import tags
 from estfx.capture import LayerCall, run_quietly
+from estfx.compilation import Compiler
 from estfx.errors import TraceError
 from estfx.export import TracedLayer, trace_call
 from estfx.graphs import clone
@@ -93,13 +94,13 @@ class Variant:
         kept = {role.axis: wanted[role.name] for role in self.roles.found if role.name in wanted}
         return run_passes(clone(self.traced.graph), specialisation(kept))
 
-    def program(self, counts: Counts, compiler: Callable[[GraphModule], Callable[..., Any]] | None) -> Program:
+    def program(self, counts: Counts, compiler: Compiler | None) -> Program:
         if counts not in self.programs:
             graph = in_clean_thread(self.narrowed, counts)
             indices = tags.get(graph, tags.Indices)
             self.programs[counts] = Program(
                 graph=graph,
-                call=graph if compiler is None else compiler(graph),
+                call=graph if compiler is None else compiler.program(graph),
                 gathers=indices.gathers,
                 units=tuple((role.name, role.axis) for role in self.roles.found if role.axis in indices.kept),
                 weights=tuple(path for _, path in tags.get(graph, tags.Interface).weights),

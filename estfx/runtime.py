@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.fx import GraphModule
 
 from estfx import tags
+from estfx.compilation import Compiler
 from estfx.draws import draw_layers, draw_units
 from estfx.errors import EstfxError
 from estfx.layer_names import LayerPatterns
@@ -49,7 +49,7 @@ class Runtime:
     seed: int
     report: Report
     layers: dict[str, Kind]  # by layer name, in the order of the calls
-    compiler: Callable[[GraphModule], Callable[..., Any]] | None
+    compiler: Compiler | None
     paths: Mapping[str, str]  # by layer name its module's: two for a module that is called twice
     named: LayerPatterns | None = None  # the layers as `transform` was told them
     step: int | None = None
@@ -117,6 +117,17 @@ class Runtime:
         self.step, self.stage_index = step, stage_index
         self._indices, self._calls = {}, {}
         self._send(device)
+
+    def run_all(self) -> None:
+        """Has every layer run at the step in force, whatever was drawn."""
+        self._running = dict.fromkeys(self.layers, True)
+
+    def in_force(self) -> tuple[Any, ...]:
+        """The step and what was drawn for it, to be put in force again."""
+        return self.step, self.stage_index, self._running, self._drawn, self._indices
+
+    def put_in_force(self, before: tuple[Any, ...]) -> None:
+        self.step, self.stage_index, self._running, self._drawn, self._indices = before
 
     def counts(self, kind: Kind) -> Counts:
         """How many units of each role the stage in force keeps, whole ones left out."""

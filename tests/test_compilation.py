@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from architectures import build, tokens
@@ -31,13 +36,13 @@ def compilations() -> int:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
 def test_one_compilation_for_each_kind_and_width_over_200_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estfx.evolving, "BACKEND", "aot_eager")
+    monkeypatch.setattr(estfx.compilation, "BACKEND", "aot_eager")
     model = estfx.transform(build(name, **({"n_layer": 12} if name == "gpt2" else {"num_hidden_layers": 12})), STAGES)
     for step in range(200):
         model.set_step(step)
         ids = tokens(seed=step)
         model(input_ids=ids, labels=ids).loss.backward()
-        want = 1 if step < 190 else 2  # the first two stages have the same widths
+        want = 2 if step < 190 else 3  # the loss, and two widths: the first two stages have the same
         assert compilations() == want, step
 
 
@@ -58,3 +63,126 @@ def test_compiled_programs_compute_what_uncompiled_ones_do() -> None:
             assert (grad is None) == (compiled_grads[name] is None)
             if grad is not None:
                 torch.testing.assert_close(compiled_grads[name], grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estfx.compilation, "BACKEND", "aot_eager")
+
+
+def trained(model: Any, step: int, ids: torch.Tensor) -> float:
+    model.set_step(step)
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    value: float = loss.item()
+    return value
+
+
+@pytest.mark.usefixtures("quick")
+def test_after_a_warm_up_no_stage_and_no_known_length_compiles_anything(caplog: pytest.LogCaptureFixture) -> None:
+    model = estfx.transform(build("gpt2"), STAGES)
+    short, long = tokens(length=12), tokens(length=20)
+    for ids in (short, long):
+        model.warmup(input_ids=ids, labels=ids)
+    made = compilations()
+    for step in (0, 1, 2, 100, 101, 102, 190, 191):
+        for ids in (short, long):
+            trained(model, step, ids)
+    assert compilations() == made
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_warm_up_leaves_no_trace() -> None:
+    ids = tokens()
+    model = estfx.transform(build("gpt2", resid_pdrop=0.1), STAGES)
+    twin = copy.deepcopy(model)
+    trained(model, 3, ids)
+    trained(twin, 3, ids)
+    kept, random_numbers = model.subnetwork, torch.get_rng_state()
+    before = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    model.warmup(input_ids=ids, labels=ids)
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    assert (model.step, model.stage_index, model.subnetwork.layers) == (3, 0, kept.layers)
+    after = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    torch.manual_seed(0)
+    one = trained(model, 4, ids)
+    torch.manual_seed(0)
+    assert trained(twin, 4, ids) == one
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_warm_up_before_the_first_step_leaves_none_set() -> None:
+    ids = tokens()
+    model = estfx.transform(build("gpt2"), STAGES)
+    model.warmup(input_ids=ids)
+    assert model.step is None
+    with pytest.raises(estfx.EstfxError, match="no step was set"):
+        model(input_ids=ids)
+    with pytest.raises(estfx.EstfxError, match="eval mode"):
+        model.eval().warmup(input_ids=ids)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_recompilation_is_told_once_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    model = estfx.transform(build("gpt2"), STAGES)
+    with caplog.at_level(logging.WARNING):
+        for length in (12, 20, 24, 12):
+            trained(model, 0, tokens(length=length))
+    (said,) = (record.getMessage() for record in caplog.records if "compiled again" in record.getMessage())
+    assert "GPT2Block" in said
+    assert "`stream` is float32[2, 20, " in said
+    assert "was float32[2, 12, " in said
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_loss_is_compiled_in_training_only() -> None:
+    ids = tokens()
+    plain = build("gpt2")
+    function = plain.loss_function
+    want = copy.deepcopy(plain)(input_ids=ids, labels=ids).loss.item()
+    model = estfx.transform(plain, STAGES)
+    assert model.loss_function is not function
+    assert trained(model, 190, ids) == pytest.approx(want, rel=1e-6)
+    assert model.eval().loss_function is function
+    assert estfx.transform(build("gpt2"), STAGES, compile_loss=False).loss_function is function
+    assert estfx.restore(model.train()).loss_function is function
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mode": "fastest"}, "unknown mode 'fastest'.*known are default, "),
+        ({"mode": "default", "options": {}}, "either a mode or options"),
+        ({"options": {"no_such": 1}}, "no option no_such"),
+        ({"compile": False, "mode": "default"}, "compile=False was asked for"),
+    ],
+)
+def test_what_torch_compile_does_not_take_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(estfx.EstfxError, match=said):
+        estfx.transform(build("gpt2"), STAGES, **options)
+
+
+def test_options_reach_the_compiler() -> None:
+    model = estfx.transform(build("gpt2"), STAGES, options={"max_autotune": False, "epilogue_fusion": False})
+    assert model._runtime.compiler.given["options"] == {"max_autotune": False, "epilogue_fusion": False}
+    trained(model, 0, tokens())
+
+
+def test_compiled_programs_are_saved_and_loaded(tmp_path: Path) -> None:
+    with pytest.raises(estfx.EstfxError, match="cannot be read"):
+        estfx.load_compiled(tmp_path / "none")
+    (tmp_path / "damaged").write_bytes(b"no artifacts")
+    with pytest.raises(estfx.EstfxError, match="holds nothing"):
+        estfx.load_compiled(tmp_path / "damaged")
+    trained(estfx.transform(build("gpt2"), STAGES), 0, tokens())
+    assert estfx.save_compiled(tmp_path / "compiled") > 1000
+    torch._dynamo.reset()
+    estfx.load_compiled(tmp_path / "compiled")
+    counters.clear()
+    trained(estfx.transform(build("gpt2"), STAGES), 0, tokens())
+    assert counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"] > 0
