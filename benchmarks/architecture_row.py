@@ -60,7 +60,7 @@ def examine(model_type: str, experts: str | None = None) -> Row:
         row["model_difference"] = _difference(_logits(model, inputs), logits)
     except Exception as error:
         row["failed"] = stage
-        row["error"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+        row["error"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:700]
     return row
 
 

@@ -17,7 +17,7 @@ OTHERS = (
     ("NVIDIA ModelOpt", "attention of Hugging Face models pruned by rules made by hand", ("bert", "gptj")),
     ("AutoParallel", "20 models ran, 14 passed", ()),
 )
-LONGEST = 220  # characters of a reason
+LONGEST, IN_FULL = 220, 700  # characters of a reason in the table, and in the list of what is not complete
 KEYS = ("failed", "error", "without_gradient")
 
 
@@ -32,7 +32,7 @@ def page(record: dict[str, Any]) -> str:
         "",
         f"{len(rows)} causal language model types of transformers {packages['transformers']}, with torch "
         f"{packages['torch']}. Tiny random models of {len(ran)} could be built and run; {sum(map(complete, rows))} are "
-        "complete: layers can be skipped (or each normalises its stream, so that none can be), heads or channels are "
+        "complete: layers can be skipped (or mix several residual streams, so that none can be), heads or channels are "
         "narrowed in every kind of layer, neurons in the model if it has any, and in a step of a narrowed stage every "
         "parameter of the running layers has a gradient that has one in the original. The logits of the transformed "
         f"model at full size differ from the original's by at most {_furthest(rows):.0e}, relative.",
@@ -86,10 +86,10 @@ def _line(row: Row, reasons: dict[str, int]) -> str:
 
 def _shortcoming(row: Row) -> str:
     if "failed" in row:
-        return _cell(f"{row['failed']}: {row['error']}")
+        return _cell(f"{row['failed']}: {row['error']}", IN_FULL)
     missing = [f"no gradient: {', '.join(row['without_gradient'])}"] if row["without_gradient"] else []
     reasons = dict.fromkeys(_without_places(note) for note in (*all_of(row, "unverified"), *all_of(row, "notes")))
-    return _cell("; ".join([*missing, *reasons]) or "neither narrowed nor with a reason: heads or neurons")
+    return _cell("; ".join([*missing, *reasons]) or "neither narrowed nor with a reason: heads or neurons", IN_FULL)
 
 
 def _others(rows: list[Row]) -> Iterator[str]:
@@ -124,9 +124,9 @@ def _without_places(note: str) -> str:
     return re.sub(r"\((\d+): ", "(", note)
 
 
-def _cell(text: str) -> str:
+def _cell(text: str, longest: int = LONGEST) -> str:
     text = text.replace("|", "\\|").replace("\n", " ")
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
