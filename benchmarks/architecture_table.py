@@ -21,8 +21,8 @@ LONGEST, IN_FULL = 220, 700  # characters of a reason in the table, and in the l
 KEYS = ("failed", "error", "without_gradient")
 
 
-def page(record: dict[str, Any]) -> str:
-    """The markdown page of a sweep's record: `environment` and `rows`."""
+def page(record: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
+    """The markdown page of a sweep's record (`environment` and `rows`), and what others, by title, found otherwise."""
     rows: list[Row] = record["rows"]
     packages = record["environment"]["packages"]
     ran = [row for row in rows if row.get("failed") not in ("build", "run", "time", "process")]
@@ -56,6 +56,7 @@ def page(record: dict[str, Any]) -> str:
         "## What others cover",
         "",
         *_others(rows),
+        *(line for title, other in others.items() for line in _other_sweep(title, record, other)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -103,6 +104,19 @@ def _others(rows: list[Row]) -> Iterator[str]:
         yield f"- {tool}: {what}" + (f". Rows of these here: {', '.join(states)}." if states else ".")
 
 
+def _other_sweep(title: str, record: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+    rows = other["rows"]
+    yield from ("", f"## {title}", "")
+    yield f"{sum(map(complete, rows))} of {len(rows)} types complete (`{other['command']}`). "
+    compared = {**record, "rows": [row for row in record["rows"] if row["type"] in {each["type"] for each in rows}]}
+    missing = sorted({row["type"] for row in record["rows"]} - {row["type"] for row in rows})
+    if missing and "experts" not in title:
+        yield f"Not there: {', '.join(f'`{name}`' for name in missing)}."
+    found = list(differences(compared, other))
+    yield from ("", "Found otherwise than above:" if found else "Nothing is found otherwise than above.", "")
+    yield from (f"- {_cell(line, IN_FULL)}" for line in found)
+
+
 def _numbered_reasons(rows: list[Row]) -> dict[str, int]:
     reasons: dict[str, int] = {}
     for row in rows:
@@ -118,6 +132,7 @@ def _numbers(notes: list[str], reasons: dict[str, int]) -> list[str]:
 def _without_places(note: str) -> str:
     """The reason without file, line, names of nodes and sizes, so that the same one reads the same in every model."""
     note = re.sub(r" \(modeling_\w+\.py:\d+\)", "", note)
+    note = re.sub(r"(modeling_\w+\.py):\d+", r"\1", note)
     note = re.sub(r"\b\w+ = (\w+?)_?\.\w+", r"\1", note)  # a node: its operator says enough
     note = re.sub(r"\b([a-z_]+?)_\d+\b", r"\1", note)
     note = re.sub(r"a dimension of \d+ ", "a dimension ", note)
@@ -143,11 +158,12 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
         if complete(a) != complete(b):
             yield f"{model_type}: complete only in the {'first' if complete(a) else 'second'}"
         for key in KEYS:
-            if a.get(key) != b.get(key):
-                yield f"{model_type}: {key} {a.get(key)} against {b.get(key)}"
-        for mine, theirs in zip_longest(*(map(_kind_text, row.get("kinds", {}).items()) for row in (a, b))):
+            mine, theirs = (_without_places(str(each.get(key))) for each in (a, b))
             if mine != theirs:
-                yield f"{model_type}: kind {mine} against {theirs}"
+                yield f"{model_type}: {key} {mine} against {theirs}"
+        for one_kind, other_kind in zip_longest(*(map(_kind_text, row.get("kinds", {}).items()) for row in (a, b))):
+            if one_kind != other_kind:
+                yield f"{model_type}: kind {one_kind} against {other_kind}"
 
 
 def _kind_text(item: tuple[str, Row]) -> str:

@@ -30,6 +30,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "architectures.md"
 RESULTS = ROOT / "benchmarks" / "results"
+OTHER_VERSIONS = ("5.17",)  # of transformers: --into benchmarks/results/architectures-transformers-5.17.json
 EXPERTS = ("grouped_mm", "batched_mm", "eager")  # as transformers' ExpertsInterface calls them
 
 
@@ -74,6 +75,17 @@ def record_of(rows: list[Row]) -> dict[str, Any]:
     return {"command": command, "environment": environment(), "rows": rows}
 
 
+def write_page() -> None:
+    """From the results that lie there: the sweep of all types, and others."""
+    others = {
+        **{f"With transformers {version}": f"architectures-transformers-{version}.json" for version in OTHER_VERSIONS},
+        **{f"With {experts} experts": f"architectures-{experts}.json" for experts in EXPERTS[1:]},
+    }
+    found = {title: RESULTS / name for title, name in others.items() if (RESULTS / name).exists()}
+    record = json.loads((RESULTS / "architectures.json").read_text())
+    TABLE.write_text(page(record, {title: json.loads(path.read_text()) for title, path in found.items()}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="default: all")
@@ -82,8 +94,14 @@ def main() -> None:
     parser.add_argument("--experts", choices=EXPERTS, help="how mixtures of experts compute; default: transformers'")
     parser.add_argument("--into", type=Path, help="write the results there, whichever types, and no table")
     parser.add_argument("--compare", type=Path, metavar="OTHER.json", help="differences from --into or the last sweep")
+    parser.add_argument(
+        "--page", action="store_true", help="write docs/architectures.md from the results that are there"
+    )
     parser.add_argument("--one", action="store_true", help="examine one type here, and print JSON")
     options = parser.parse_args()
+    if options.page:
+        write_page()
+        return
     if options.one:
         print(json.dumps(examine(options.types[0], options.experts)))
         return
@@ -104,7 +122,7 @@ def main() -> None:
             path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{sum(map(complete, rows))} of {len(rows)} complete")
     if path == RESULTS / "architectures.json":
-        TABLE.write_text(page(record))
+        write_page()
 
 
 if __name__ == "__main__":

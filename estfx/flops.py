@@ -7,9 +7,10 @@ torch's own counter does the counting; on the meta device attention is made of m
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -65,13 +66,47 @@ class _Saved:
         return tensor
 
 
+Formula = Callable[..., int]
+
+
+def _grouped_product(one: torch.Size, other: torch.Size, *_: Any, **__: Any) -> int:
+    """Of products of rows by groups, which torch's own counter does not know; as if every row were in a group."""
+    return 2 * one[-2] * one[-1] * other[-1]
+
+
+def _grouped_product_backward(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """Of both gradients, of the rows and of the weights."""
+    return 2 * _grouped_product(x, weight)
+
+
+def _convolution_backward(
+    grad: torch.Size, x: torch.Size, weight: torch.Size, *options: Any, out_shape: Any = None, **_: Any
+) -> int:
+    """Each of both gradients costs what the forward pass does; torch's formula knows nothing of groups."""
+    _, _, _, _, transposed, _, _, wanted = options
+    one = 2 * grad[0] * prod((x if transposed else grad)[2:]) * prod(weight)
+    return one * (bool(wanted[0]) + bool(wanted[1]))
+
+
+def _counter() -> FlopCounterMode:
+    formulas: dict[Any, Formula] = {
+        torch.ops.aten._grouped_mm: _grouped_product,
+        torch.ops.aten.convolution_backward: _convolution_backward,
+    }
+    own = torch.ops.transformers  # the operators that transformers registers, if it was imported
+    if hasattr(own, "grouped_mm_fallback"):
+        formulas[own.grouped_mm_fallback] = _grouped_product
+        formulas[own.grouped_mm_fallback_backward] = _grouped_product_backward
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
 def _cost(function: Any, weights: dict[str, torch.Tensor]) -> Cost:
     saved = _Saved(list(weights.values()))
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
-        with FlopCounterMode(display=False) as forward:
+        with _counter() as forward:
             result = function()
         leaves = [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor) and x.requires_grad]
-        with FlopCounterMode(display=False) as backward:
+        with _counter() as backward:
             torch.autograd.backward(leaves, [torch.ones_like(x) for x in leaves])
     return Cost(
         forward.get_total_flops(),

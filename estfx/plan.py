@@ -6,10 +6,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from estfx.errors import ScheduleError
-from estfx.flops import Cost, graph_cost, measure_surroundings
+from estfx.flops import measure_surroundings
+from estfx.layer_costs import LayerCosts
 from estfx.layer_names import LayerPatterns
 from estfx.parameters_at_work import CallAtWork, parameters_at_work
-from estfx.programs import Variant, analysed
+from estfx.programs import analysed
 from estfx.runtime import stage_counts
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.trace import trace
@@ -74,23 +75,20 @@ def plan(
     decoder = trace(model, layers=layers)
     variants = {name: analysed(traced) for name, traced in decoder.traced.items()}
     surroundings = measure_surroundings(decoder, batch_size, seq_len)
-    calls = [(info.call, variants[info.program], surroundings.inputs[name]) for name, info in decoder.infos.items()]
-    costs: dict[object, Cost] = {}
-
-    def layer_cost(variant: Variant, inputs: list, stage: Stage) -> Cost:  # type: ignore[type-arg]
-        counts = stage_counts(schedule, variant.roles, stage)
-        key = (id(variant), counts, tuple(tuple(x.shape) for x in inputs))
-        if key not in costs:
-            costs[key] = graph_cost(variant.narrowed(counts), inputs)
-        return costs[key]
+    costs = LayerCosts(model, layers, decoder, variants, batch_size, seq_len)
+    calls = [(info.call, variants[info.program]) for info in decoder.infos.values()]
 
     def stage_plan(stage: Stage, start: int, stop: int) -> StagePlan:
-        droppable = sum(variant.residuals.droppable for _, variant, _ in calls)
+        droppable = sum(variant.residuals.droppable for _, variant in calls)
         kept = kept_count(droppable, stage.layers) if droppable else 0
-        each = [(layer_cost(v, x, stage), kept / droppable if v.residuals.droppable else 1.0) for _, v, x in calls]
+        each = []
+        for call, variant in calls:
+            counts = stage_counts(schedule, variant.roles, stage)
+            runs = kept / droppable if variant.residuals.droppable else 1.0
+            each.append((costs.of(call.name, counts, surroundings.inputs[call.name]), runs))
         at_work = [
             CallAtWork(call, variant.residuals.droppable, cost.parameters)
-            for (call, variant, _), (cost, _) in zip(calls, each, strict=True)
+            for (call, variant), (cost, _) in zip(calls, each, strict=True)
         ]
         flops = sum(cost.flops * weight for cost, weight in each)
         return StagePlan(

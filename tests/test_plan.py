@@ -50,6 +50,48 @@ def test_grouped_llama_by_hand() -> None:
     assert found.stages[1].flops_layers == layers * layer / 2
 
 
+@pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm", "eager"])
+def test_mixtral_by_hand(experts: str) -> None:
+    hidden, layers, heads, kv, inner, number, chosen = 64, 4, 8, 4, 96, 4, 2
+    model = from_transformers(
+        "mixtral",
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        intermediate_size=inner,
+        num_local_experts=number,
+        num_experts_per_tok=chosen,
+    )
+    model.config._experts_implementation = experts
+    found = estfx.plan(model, HALF, batch_size=B, seq_len=T)
+    router = hidden * number
+    rest = 2 * hidden * hidden + 2 * hidden * hidden * kv // heads + chosen * 3 * hidden * inner + 2 * T * hidden
+    assert found.whole.flops_layers == layers * 6 * B * T * (rest + router)
+    assert found.stages[1].flops_layers == layers * 6 * B * T * (rest / 2 + router)
+
+
+@pytest.mark.parametrize("length", [T, 17, 50])
+def test_mamba_by_hand(length: int) -> None:
+    """A recurrence that is unrolled over the positions; the convolution gives `kernel - 1` values that are cut off."""
+    hidden, layers, states, kernel, rank = 64, 2, 8, 4, 6
+    inner = 2 * hidden
+    model = from_transformers(
+        "mamba",
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        state_size=states,
+        conv_kernel=kernel,
+        expand=2,
+        time_step_rank=rank,
+    )
+    found = estfx.plan(model, HALF, batch_size=B, seq_len=length)
+    matrices = hidden * 2 * inner + inner * (rank + 2 * states) + rank * inner + inner * hidden
+    convolution = inner * kernel * (length + kernel - 1)
+    assert found.whole.flops_layers == layers * 6 * B * (length * (matrices + inner * states) + convolution)
+    assert found.stages[1].flops_layers == found.whole.flops_layers / 2
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_half_the_units_cost_half_the_flops(name: str) -> None:
     """At p = 0.5, with counts that divide, half of the matrix products and of attention are left, to the FLOP."""
