@@ -1,0 +1,142 @@
+"""Ways to take the kept neurons of an MLP's weights, against an MLP of those alone; forward and backward, compiled.
+
+    python benchmarks/gather.py [--device cuda --dtype bfloat16] [--width 768 --tokens 4096 --repeats 15]
+
+Each way is an MLP of which half of the neurons are kept, others at every repeat. The arms are interleaved; times are
+medians of the ratios to the small MLP, which gathers nothing, taken repeat by repeat. `rows` stores the second weight
+transposed, so that both weights are gathered along rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from results import write
+from torch.nn import functional as F
+
+from estfx.gather import take
+
+Take = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
+
+
+class _TakeByInverse(torch.autograd.Function):
+    """The gradient is read, too: at each position of the whole weight that of the kept one, or zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index)
+        ctx.dim, ctx.size = dim, x.shape[dim]
+        return x.index_select(dim, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        places = torch.full((ctx.size,), -1, dtype=torch.int64, device=grad.device)
+        places = places.index_copy(0, index, torch.arange(len(index), device=grad.device))
+        shape = [-1 if d == ctx.dim else 1 for d in range(grad.ndim)]
+        read = grad.index_select(ctx.dim, places.clamp(min=0))
+        return torch.where((places >= 0).view(shape), read, 0), None, None
+
+
+class _TakeInPlace(_TakeByInverse):
+    """Zeros, written into in place."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        shape = list(grad.shape)
+        shape[ctx.dim] = ctx.size
+        return grad.new_zeros(shape).index_copy_(ctx.dim, index, grad), None, None
+
+
+def selected(x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """That of torch, whose gradient accumulates."""
+    return x.index_select(dim, index)
+
+
+def whole(x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """Nothing is taken."""
+    return x
+
+
+def window(x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """A view of neighbours that always begins at the same place: what no gather could be faster than."""
+    return x.narrow(dim, 8, len(index))
+
+
+WAYS: dict[str, tuple[Take, bool]] = {
+    "small": (whole, False),
+    "take": (take, False),
+    "take, rows": (take, True),
+    "in place": (_TakeInPlace.apply, False),  # type: ignore[dict-item]
+    "by inverse": (_TakeByInverse.apply, False),  # type: ignore[dict-item]
+    "by inverse, rows": (_TakeByInverse.apply, True),  # type: ignore[dict-item]
+    "index_select": (selected, False),
+    "window": (window, False),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    neurons, kept = 4 * options.width, 2 * options.width
+    made = {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    x = torch.randn(options.tokens, options.width, **made).requires_grad_()
+
+    def arm(name: str) -> Callable[[torch.Tensor], float]:
+        way, rows = WAYS[name]
+        size = kept if name == "small" else neurons
+        up = torch.randn(size, options.width, **made).requires_grad_()
+        down = torch.randn(*((size, options.width) if rows else (options.width, size)), **made).requires_grad_()
+
+        def mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            hidden = F.gelu(F.linear(x, way(up, 0, index)), approximate="tanh")
+            taken = way(down, 0 if rows else 1, index)
+            return hidden @ taken if rows else F.linear(hidden, taken)
+
+        compiled = torch.compile(mlp, fullgraph=True)
+
+        def seconds(index: torch.Tensor) -> float:
+            synchronize(options.device)
+            start = time.perf_counter()
+            torch.autograd.grad(compiled(x, up, down, index), [x, up, down], x.detach())
+            synchronize(options.device)
+            return time.perf_counter() - start
+
+        return seconds
+
+    arms = {name: arm(name) for name in WAYS}
+    times: dict[str, list[float]] = {name: [] for name in WAYS}
+    for repeat in range(options.repeats + 3):
+        index = torch.randperm(neurons)[:kept].sort().values.to(options.device)
+        for name, run in arms.items():
+            spent = run(index)
+            if repeat >= 3:
+                times[name].append(spent)
+    rows = {}
+    for name, own in times.items():
+        ratios = sorted(a / b for a, b in zip(own, times["small"], strict=True))
+        rows[name] = {"seconds": statistics.median(own), "ratio": statistics.median(ratios)}
+        rows[name] |= {"ratio_min": ratios[0], "ratio_max": ratios[-1]}
+        print(f"{name:18s} {1000 * rows[name]['seconds']:8.2f} ms   {rows[name]['ratio']:.3f} of the small MLP")
+    write(f"gather-{options.width}", vars(options), rows)
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
