@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import zip_longest
 from typing import Any
 
 from architecture_row import EQUAL, Row, all_of, complete
@@ -18,7 +17,6 @@ OTHERS = (
     ("AutoParallel", "20 models ran, 14 passed", ()),
 )
 LONGEST, IN_FULL = 220, 700  # characters of a reason in the table, and in the list of what is not complete
-KEYS = ("failed", "error", "without_gradient")
 
 
 def page(record: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
@@ -107,14 +105,17 @@ def _others(rows: list[Row]) -> Iterator[str]:
 def _other_sweep(title: str, record: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
     rows = other["rows"]
     yield from ("", f"## {title}", "")
-    yield f"{sum(map(complete, rows))} of {len(rows)} types complete (`{other['command']}`). "
+    yield f"{sum(map(complete, rows))} of {len(rows)} types complete (`{other['command']}`)."
     compared = {**record, "rows": [row for row in record["rows"] if row["type"] in {each["type"] for each in rows}]}
     missing = sorted({row["type"] for row in record["rows"]} - {row["type"] for row in rows})
     if missing and "experts" not in title:
-        yield f"Not there: {', '.join(f'`{name}`' for name in missing)}."
-    found = list(differences(compared, other))
+        yield f"\nNot there: {', '.join(f'`{name}`' for name in missing)}."
+    found: dict[str, list[str]] = {}  # what differs → where
+    for where, what in differences(compared, other):
+        if where not in found.setdefault(what, []):
+            found[what].append(where)
     yield from ("", "Found otherwise than above:" if found else "Nothing is found otherwise than above.", "")
-    yield from (f"- {_cell(line, IN_FULL)}" for line in found)
+    yield from (f"- {', '.join(f'`{w}`' for w in where)}: {_cell(what, IN_FULL)}" for what, where in found.items())
 
 
 def _numbered_reasons(rows: list[Row]) -> dict[str, int]:
@@ -144,33 +145,48 @@ def _cell(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
-    """What two sweeps' records say differently, a line for each type and key; seconds are left out."""
+def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What two sweeps' records say differently, each as (type or package, what); seconds are left out."""
     for name, version in one["environment"]["packages"].items():
         if other["environment"]["packages"].get(name) != version:
-            yield f"{name}: {version} against {other['environment']['packages'].get(name)}"
+            yield name, f"{version} against {other['environment']['packages'].get(name)}"
     rows, others = ({row["type"]: row for row in record["rows"]} for record in (one, other))
     for model_type in sorted(rows.keys() | others.keys()):
         if model_type not in rows or model_type not in others:
-            yield f"{model_type}: only in the {'first' if model_type in rows else 'second'}"
+            yield model_type, f"only in the {'first' if model_type in rows else 'second'}"
             continue
-        a, b = rows[model_type], others[model_type]
-        if complete(a) != complete(b):
-            yield f"{model_type}: complete only in the {'first' if complete(a) else 'second'}"
-        for key in KEYS:
-            mine, theirs = (_without_places(str(each.get(key))) for each in (a, b))
-            if mine != theirs:
-                yield f"{model_type}: {key} {mine} against {theirs}"
-        for one_kind, other_kind in zip_longest(*(map(_kind_text, row.get("kinds", {}).items()) for row in (a, b))):
-            if one_kind != other_kind:
-                yield f"{model_type}: kind {one_kind} against {other_kind}"
+        for what in _row_differences(rows[model_type], others[model_type]):
+            yield model_type, what
 
 
-def _kind_text(item: tuple[str, Row]) -> str:
-    """A kind of layer without the places of its notes: lines of a file move between versions."""
-    name, kind = item
-    skipped = "may be skipped" if kind["droppable"] else "always runs"
-    notes = sorted({_without_places(note) for note in (*kind["unverified"], *kind["notes"])})
-    axes = ", ".join(f"{role} {size}" for role, size in kind["axes"])
-    whole = "equal" if kind["whole_difference"] <= EQUAL else f"off by {kind['whole_difference']}"
-    return f"{name} of {kind['layers']} layers ({skipped}; {axes}; whole {whole}; {'; '.join(notes)})"
+def _row_differences(a: Row, b: Row) -> Iterator[str]:
+    if complete(a) != complete(b):
+        yield f"complete only in the {'first' if complete(a) else 'second'}"
+    for key in ("failed", "error"):
+        mine, theirs = (_without_places(str(each.get(key))) for each in (a, b))
+        if mine != theirs:
+            yield f"{key}: {mine} against {theirs}"
+    if "failed" in a or "failed" in b:
+        return
+    if a["without_gradient"] != b["without_gradient"]:
+        yield f"without a gradient: {a['without_gradient']} against {b['without_gradient']}"
+    mine, theirs = (", ".join(f"{kind['layers']} {name}" for name, kind in each["kinds"].items()) for each in (a, b))
+    if mine != theirs:
+        yield f"kinds: {mine} against {theirs}"
+        return
+    for (name, kind), other in zip(a["kinds"].items(), b["kinds"].values(), strict=True):
+        yield from (f"{name}: {what}" if "noted" not in what else what for what in _kind_differences(kind, other))
+
+
+def _kind_differences(a: Row, b: Row) -> Iterator[str]:
+    if a["droppable"] != b["droppable"]:
+        yield f"may be skipped only in the {'first' if a['droppable'] else 'second'}"
+    mine, theirs = (", ".join(f"{role} {size}" for role, size in kind["axes"]) for kind in (a, b))
+    if mine != theirs:
+        yield f"{mine} against {theirs}"
+    whole = [kind["whole_difference"] for kind in (a, b)]
+    if (whole[0] <= EQUAL) != (whole[1] <= EQUAL):
+        yield f"the whole graph is off by {whole[0]} against {whole[1]}"
+    notes = [{_without_places(note) for note in (*kind["unverified"], *kind["notes"])} for kind in (a, b)]
+    yield from (f"noted only in the first: {note}" for note in sorted(notes[0] - notes[1]))
+    yield from (f"noted only in the second: {note}" for note in sorted(notes[1] - notes[0]))

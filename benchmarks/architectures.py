@@ -108,7 +108,7 @@ def main() -> None:
     usual = RESULTS / ("architectures.json" if options.experts is None else f"architectures-{options.experts}.json")
     if options.compare is not None:
         first, second = (json.loads(path.read_text()) for path in (options.into or usual, options.compare))
-        print("\n".join(differences(first, second)) or "no differences")
+        print("\n".join(map(": ".join, differences(first, second))) or "no differences")
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

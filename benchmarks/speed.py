@@ -1,6 +1,6 @@
 """Seconds per step of every stage, against the compiled original and what else makes training cheaper.
 
-    python benchmarks/speed.py cpu        # a GPT-2 and a Llama for two cores; about 15 minutes
+    python benchmarks/speed.py cpu        # a GPT-2 and a Llama for two cores; about 12 minutes
     python benchmarks/speed.py gpu        # GPT-2 base and TinyLlama-1.1B in bfloat16; under 8 minutes
     python benchmarks/speed.py tiny       # the same arms on models of no size, to see that they run
 
@@ -36,7 +36,7 @@ SETS: dict[str, list[dict[str, Any]]] = {
     "cpu": [
         {
             "model": {"name": "gpt2", "config": {"n_layer": 6, "n_embd": 512, "n_head": 8}},
-            "batch_size": 4,
+            "batch_size": 8,
             "seq_len": 256,
         },
         {
@@ -50,7 +50,7 @@ SETS: dict[str, list[dict[str, Any]]] = {
                     "num_key_value_heads": 4,
                 },
             },
-            "batch_size": 4,
+            "batch_size": 8,
             "seq_len": 256,
         },
     ],

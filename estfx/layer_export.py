@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from estfx.capture import LayerCall
 from estfx.errors import TraceError
-from estfx.exportable import exportable_experts, reversible_patches
+from estfx.exportable import exportable_experts, loops_over_experts, reversible_patches
 from estfx.graphs import is_model_code
 from estfx.held_output import held_output
 from estfx.layer_state import Watch
@@ -93,7 +93,7 @@ def export_layer(call: LayerCall) -> tuple[ExportedProgram, frozenset[int]]:
     leaves, spec = flatten(call.args, call.kwargs)
 
     def exported(given: list[Any]) -> ExportedProgram:
-        if call.operations <= UNROLLED:
+        if call.operations <= UNROLLED or loops_over_experts(call.module):  # the loop is not what is exported
             with suppress(_Unrolled):
                 return _exported(call, given, spec, Dim.AUTO, UNROLLED)
         return _exported(call, given, spec, Dim.STATIC, inf)

@@ -48,4 +48,4 @@ def test_types_are_as_the_sweep_found_them(group, tmp_path):
     found = json.loads((tmp_path / "rows.json").read_text())
     assert [row["type"] for row in found["rows"]] == types
     wanted = {**SWEEP, "rows": [ROWS[name] for name in types], "environment": found["environment"]}
-    assert "\n".join(differences(found, wanted)) == ""
+    assert "\n".join(map(": ".join, differences(found, wanted))) == ""

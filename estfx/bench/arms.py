@@ -5,22 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
 
 import estfx
 from estfx import tags
 from estfx.bench.settings import BenchSettings
-from estfx.programs import Variant, analysed
+from estfx.programs import Counts, Variant, analysed, resolve
 from estfx.runtime import stage_counts
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.signature import flatten
-from estfx.trace import Decoder, LayerInfo, trace
+from estfx.trace import Decoder, trace
 
 __all__ = ["Arm", "build_arms", "schedule_of"]
 
@@ -122,37 +122,20 @@ class _Arms:
     def masked(self) -> Arm:
         """A mask on each weight that stage 2 narrows, drawn anew at every step."""
         twin = self.twin()
-        drawing = [self.masks_of(twin, info) for info in self.decoder.infos.values()]
+        compiled = {name: torch.compile(_masked_graph(v), fullgraph=True) for name, v in self.variants.items()}
+        masked = []
+        for info in self.decoder.infos.values():
+            variant = self.variants[info.program]
+            counts = stage_counts(self.schedule, variant.roles, self.schedule.stages[1])
+            layer = twin.get_submodule(info.call.path)
+            masked.append(_Masked(layer, variant, compiled[info.program], counts))
+            _replace(twin, info.call.path, masked[-1])
 
         def draw(number: int) -> None:
-            for each in drawing:
-                each()
+            for layer in masked:
+                layer.draw(self.rng)
 
-        for layer in self.layers(twin).values():
-            layer.compile(fullgraph=True)
         return Arm("masked", twin, draw, Stage(start=0))
-
-    def masks_of(self, twin: nn.Module, info: LayerInfo) -> Callable[[], None]:
-        """Puts masks on a layer's weights; returns what draws them."""
-        variant = self.variants[info.program]
-        counts = dict(stage_counts(self.schedule, variant.roles, self.schedule.stages[1]))
-        program = variant.program(tuple(sorted(counts.items())), None)
-        masks: dict[str, list[_Mask]] = {gather.placeholder: [] for gather in program.gathers}
-        sizes = {role.name: role.axis.size for role in variant.roles.found if role.name in counts}
-        for path, dim, placeholder in tags.get(program.graph, tags.Indices).weights:
-            owner, _, name = f"{info.call.path}.{path}".rpartition(".")
-            module = twin.get_submodule(owner)
-            masks[placeholder].append(_Mask(getattr(module, name), dim))
-            register_parametrization(module, name, masks[placeholder][-1])
-
-        def draw() -> None:
-            units = {role: np.sort(self.rng.permutation(size)[: counts[role]]) for role, size in sizes.items()}
-            drawn = {role: kept[None] for role, kept in units.items()}
-            for gather, index in zip(program.gathers, program.indices(drawn), strict=True):
-                for mask in masks[gather.placeholder]:
-                    mask.keep(torch.from_numpy(index[0].copy()))
-
-        return draw
 
     def layer_drop(self) -> Arm:
         twin = self.compiled_by_layer()
@@ -178,24 +161,6 @@ class _Arms:
         return Arm("checkpointed", twin, _nothing, Stage(start=0))
 
 
-class _Mask(nn.Module):
-    """Zeros and ones along one dimension of a weight."""
-
-    mask: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor, dim: int) -> None:
-        super().__init__()
-        shape = [1] * weight.ndim
-        shape[dim] = weight.shape[dim]
-        self.register_buffer("mask", torch.ones(shape, device=weight.device, dtype=weight.dtype), persistent=False)
-
-    def keep(self, positions: torch.Tensor) -> None:
-        self.mask.zero_().view(-1)[positions.to(self.mask.device)] = 1
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight * self.mask
-
-
 class _Around(nn.Module):
     """Stands in a layer's place; what is asked of it that it has not, such as a layer's type, the layer answers."""
 
@@ -208,6 +173,52 @@ class _Around(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
+
+
+def _masked_graph(variant: Variant) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The whole layer, whose weights are multiplied by masks."""
+    graph = variant.traced.graph.forward
+
+    def run(
+        inputs: list[torch.Tensor], weights: list[torch.Tensor], masks: list[list[torch.Tensor]]
+    ) -> tuple[torch.Tensor, ...]:
+        each = [reduce(torch.mul, own, weight) for weight, own in zip(weights, masks, strict=True)]
+        result: tuple[torch.Tensor, ...] = graph(*inputs, *each)
+        return result
+
+    return run
+
+
+class _Masked(_Around):
+    """A layer whose weights are hidden in part, along each dimension that a stage would narrow."""
+
+    def __init__(self, layer: nn.Module, variant: Variant, run: Callable[..., Any], counts: Counts) -> None:
+        super().__init__(layer)
+        self.variant, self.run, self.counts = variant, run, dict(counts)
+        self.program = variant.program(counts, None)
+        self.masks: dict[str, list[torch.Tensor]] = {gather.placeholder: [] for gather in self.program.gathers}
+        self.of_weight: dict[str, list[torch.Tensor]] = {path: [] for path in self.program.weights}
+        for path, dim, placeholder in tags.get(self.program.graph, tags.Indices).weights:
+            weight = resolve(layer, path)
+            mask = weight.new_ones([size if d == dim else 1 for d, size in enumerate(weight.shape)])
+            self.masks[placeholder].append(mask)
+            self.of_weight[path].append(mask)
+
+    def draw(self, rng: np.random.Generator) -> None:
+        """Hides all but the kept units of each role, other ones than before."""
+        sizes = {role.name: role.axis.size for role in self.variant.roles.found if role.name in self.counts}
+        drawn = {role: np.sort(rng.permutation(size)[: self.counts[role]])[None] for role, size in sizes.items()}
+        for gather, index in zip(self.program.gathers, self.program.indices(drawn), strict=True):
+            for mask in self.masks[gather.placeholder]:
+                mask.zero_().view(-1)[torch.from_numpy(index[0].copy()).to(mask.device)] = 1
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, _ = flatten(args, kwargs)
+        inputs = [leaves[i] for i in self.variant.traced.input_leaves]
+        paths = [path for _, path in tags.get(self.variant.traced.graph, tags.Interface).weights]
+        weights = [resolve(self.layer, path) for path in paths]
+        masks = [self.of_weight.get(path, []) for path in paths]
+        return self.variant.traced.pack(self.run(inputs, weights, masks), args, kwargs)
 
 
 class _Drop(_Around):

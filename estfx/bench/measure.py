@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._inductor.utils import fresh_inductor_cache
 
 import estfx
 from estfx.bench.arms import STEPS, Arm, build_arms, schedule_of
@@ -36,7 +37,7 @@ def bench(settings: BenchSettings, say: Say = lambda line: None) -> BenchResult:
     """
     device = _device(settings)
     dtype = getattr(torch, settings.dtype)
-    with quiet_transformers():
+    with quiet_transformers(), fresh_inductor_cache():  # or what was compiled before would count as quick to compile
         torch.manual_seed(settings.seed)
         model = _built(settings).to(device, dtype).train()
         tokens = torch.randint(_vocabulary(model), (settings.batch_size, settings.seq_len), device=device)

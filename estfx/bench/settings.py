@@ -30,7 +30,7 @@ class BenchSettings(Settings):
     """One measurement."""
 
     model: ModelSettings = ModelSettings()
-    batch_size: Count = 4  # sequences
+    batch_size: Count = 8  # sequences
     seq_len: Annotated[int, Field(ge=2, strict=True)] = 256  # tokens
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"

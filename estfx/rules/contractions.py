@@ -98,7 +98,7 @@ def einsum(walk: Walk, node: Node, a: Arguments) -> "Dims | list[Dims]":
                 letters[letter] = ref
     if sum(source in walk.carriers for source in a["tensors"]) > 1:
         walk.mix(node)
-    for letter in letters.keys() - set(result):
+    for letter in sorted(letters.keys() - set(result)):
         holders = [i for i, term in enumerate(operands) if letter in term]
         from_stream = [i for i in holders if a["tensors"][i] in walk.carriers] or holders
         mine = set(operands[from_stream[0]])
