@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from estfx.caches import asks_for_cache
 from estfx.capture import without_cache
 from estfx.compilation import compiler_of
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
+from estfx.fused_loss import check_fusible, deferred_logits, fused
 from estfx.layer_names import LayerPatterns
 from estfx.mount import Call, is_mounted, mount, unmount
 from estfx.programs import Kind, Variant, analysed
@@ -102,7 +104,9 @@ def _evolving(cls: type[nn.Module]) -> type[nn.Module]:
                 runtime.require_step()
                 _refuse_attentions(self, kwargs)
                 kwargs = without_cache(self, kwargs)
-                with runtime.one_forward(discards_caches=not asks_for_cache(args, kwargs)):
+                fuses = runtime.fuses_loss and kwargs.get("labels") is not None
+                logits = deferred_logits(self) if fuses else nullcontext()
+                with runtime.one_forward(discards_caches=not asks_for_cache(args, kwargs)), logits:
                     return cls.__call__(self, *args, **kwargs)
             return cls.__call__(self, *args, **kwargs)
 
@@ -116,13 +120,16 @@ def _evolving(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _compiled_in_training(loss: property) -> property:
-    """A model's property that gives its loss, which gives it compiled while the model trains."""
+    """A model's property that gives its loss, which gives it compiled or fused while the model trains."""
 
     def loss_function(self: Any) -> Any:
         runtime: Runtime = self.__dict__[ATTRIBUTE]
         function = loss.__get__(self)
-        compiles = self.training and not runtime.idle and runtime.compiler is not None
-        return runtime.compiler.loss_function(function) if compiles else function  # type: ignore[union-attr]
+        if not self.training or runtime.idle:
+            return function
+        if runtime.fuses_loss and (own := fused(function)) is not function:
+            return own
+        return function if runtime.compiler is None else runtime.compiler.loss_function(function)
 
     return property(loss_function, loss.fset, loss.fdel, loss.__doc__)
 
@@ -149,6 +156,7 @@ def transform(
     compile_loss: bool = True,
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
+    fuse_loss: bool = False,
     verify: bool = True,
 ) -> Any:
     """Makes a decoder train as the schedule says: first a random part of it, in the end the whole.
@@ -170,6 +178,9 @@ def transform(
         compile_loss: with `compile`, compile the loss of a transformers model too (`model.loss_function`), in training.
         mode: of `torch.compile`, such as `"max-autotune-no-cudagraphs"`.
         options: of `torch.compile`, instead of a mode.
+        fuse_loss: compute a transformers model's LM head and loss together, in pieces, so that the logits of a batch
+            are never in memory all at once (torch's `linear_cross_entropy`, from 2.13 on). The same loss up to
+            rounding; the model's `logits` are then computed only when something reads them.
         verify: check on a tiny batch that each kind of layer, whole, is the original to the bit, and narrowed, the
             masked original in float64. An axis that fails stays whole and is reported.
 
@@ -193,6 +204,8 @@ def transform(
             f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
         )
     compiler = compiler_of(compile, mode, options, compile_loss)
+    if fuse_loss:
+        check_fusible(model)
     decoder = trace(model, example_inputs, layers=layers)
     variants: dict[str, Variant] = {}
     notes: dict[str, list[str]] = {}
@@ -209,7 +222,7 @@ def transform(
         kinds[name] = Kind(name, variant, tuple(calls), verify_kind if verify else None)
     by_layer = {name: kinds[info.program] for name, info in decoder.infos.items()}
     paths = {name: info.call.path for name, info in decoder.infos.items()}
-    runtime = Runtime(schedule, seed, report, by_layer, compiler, paths, layers)
+    runtime = Runtime(schedule, seed, report, by_layer, compiler, paths, layers, fuse_loss)
     for path in dict.fromkeys(paths.values()):
         own = [Call(name, kind) for name, kind in by_layer.items() if paths[name] == path]
         mount(model.get_submodule(path), path, own, runtime)

@@ -52,6 +52,7 @@ class Runtime:
     compiler: Compiler | None
     paths: Mapping[str, str]  # by layer name its module's: two for a module that is called twice
     named: LayerPatterns | None = None  # the layers as `transform` was told them
+    fuses_loss: bool = False
     step: int | None = None
     idle: bool = False  # while the model itself is being looked at
     stage_index: int = 0
