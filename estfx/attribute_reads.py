@@ -8,9 +8,17 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Reads", "recorded_reads"]
+__all__ = ["Reads", "all_attributes", "recorded_reads"]
 
 Reads = dict[str, dict[str, set[str]]]  # layer → path of a submodule in it → names
+
+
+def all_attributes(layers: Mapping[str, nn.Module]) -> Reads:
+    """Whatever each layer's submodules hold, where it cannot be noted what they read."""
+    return {
+        name: {path: {k for k in vars(module) if not k.startswith("_")} for path, module in layer.named_modules()}
+        for name, layer in layers.items()
+    }
 
 
 @contextmanager

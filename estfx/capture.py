@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -11,17 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from estfx.attribute_reads import Reads, recorded_reads
+from estfx.attribute_reads import Reads, all_attributes, recorded_reads
 from estfx.caches import asks_for_cache
 from estfx.errors import TraceError, UnsupportedModelError
 from estfx.find_layers import WAYS, Way, layer_calls
-from estfx.layer_calls import LayerCall, Recording, recorded_calls
+from estfx.layer_calls import LayerCall, Recording, assume_all_is_read, compiled_parts, recorded_calls
 from estfx.layer_names import LayerPatterns, check_named, looks_like_layers, named_modules
 from estfx.meta_run import NumbersHaveValues
 from estfx.signature import flatten
 
 __all__ = ["LayerCall", "capture_layers", "default_inputs", "run_quietly"]
 
+log = logging.getLogger(__name__)
 BATCH, SEQUENCE = 3, 17  # distinct primes, so that no size is mistaken for the other
 
 
@@ -148,15 +150,25 @@ def _observe(
     kwargs: dict[str, Any],
     any_output: bool = False,
 ) -> tuple[Recording, Reads]:
-    with run_quietly(model), recorded_reads(candidates) as reads:
+    def run() -> Recording:
+        recorded = recorded_calls(candidates, any_output, not asks_for_cache(args, kwargs))
+        with recorded as (recording, watch), values_on_meta(model), compiled_parts() as compiled:
+            watch.read(model(*copy.copy(args), **kwargs))
+        if compiled:
+            assume_all_is_read(recording)
+        return recording
+
+    with run_quietly(model):
         try:
-            recorded = recorded_calls(candidates, any_output, not asks_for_cache(args, kwargs))
-            with recorded as (recording, watch), values_on_meta(model):
-                watch.read(model(*copy.copy(args), **kwargs))
+            with recorded_reads(candidates) as reads:
+                return run(), reads
+        except Exception:  # such as of the body of a loop or a branch, in which nothing may be noted
+            log.debug("what the layers read could not be noted", exc_info=True)
+        try:
+            return run(), all_attributes(candidates)
         except Exception as error:
             error.add_note(f"while `{type(model).__name__}` ran on the example inputs of estfx, in training mode")
             raise TraceError(f"`{type(model).__name__}` does not run on the example inputs: {error}") from error
-    return recording, reads
 
 
 def _with_reads(calls: list[LayerCall], recording: Recording, reads: Reads) -> list[LayerCall]:

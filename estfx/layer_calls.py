@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -16,7 +17,15 @@ from estfx.caches import without_empty_caches
 from estfx.mappings import Entry, open_mappings, with_entries, written_entries
 from estfx.signature import flatten
 
-__all__ = ["LayerCall", "Observed", "Recording", "outcome", "recorded_calls"]
+__all__ = [
+    "LayerCall",
+    "Observed",
+    "Recording",
+    "assume_all_is_read",
+    "compiled_parts",
+    "outcome",
+    "recorded_calls",
+]
 
 
 @dataclass
@@ -154,6 +163,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():  # the body of a loop or a branch, which must have no side effects
+            return func(*args, **kwargs)
         self.operations += 1
         if func in ASKING:
             return func(*args, **kwargs)
@@ -170,6 +181,29 @@ class _Watch(TorchFunctionMode):
         elif self.watched or self.streams:
             self.read((args, kwargs))
         return func(*args, **kwargs)
+
+
+@contextmanager
+def compiled_parts() -> Iterator[list[object]]:
+    """What is given to torch.compile within the block, as loops and branches are (`torch.cond`, `scan`)."""
+    found: list[object] = []
+    original = torch.compile
+
+    def noting(model: Any = None, **options: Any) -> Any:
+        found.append(model)
+        return original(model, **options)
+
+    with mock.patch.object(torch, "compile", noting):
+        yield found
+
+
+def assume_all_is_read(recording: Recording) -> None:
+    """For a model with compiled parts, in which it is not seen what they read."""
+    for observed in recording.calls:
+        if (call := observed.call) is not None:
+            call.added = False
+            call.alive |= {i for i, leaf in enumerate(call.outputs) if isinstance(leaf, torch.Tensor)}
+            call.alive.discard(call.stream_output)
 
 
 @contextmanager

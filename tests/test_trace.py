@@ -91,6 +91,22 @@ def test_reading_other_weights_makes_kinds() -> None:
     assert kinds(model, (stream(),)) == ["Choosing", "Choosing_2", "Choosing"]
 
 
+def test_an_attribute_that_only_a_branch_reads_makes_kinds() -> None:
+    class Branching(PreNorm):
+        """Nothing can be noted in the branches, which torch.cond has compiled."""
+
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            x_BTD = torch.cond(x_BTD.sum() > 0, lambda x: x * self.factor, lambda x: x * 2, (x_BTD,))
+            return super().forward(x_BTD)
+
+    layers = (Branching(0.5), Branching(0.25), Branching(0.5))
+    assert kinds(Stack(*layers), (stream(),)) == ["Branching", "Branching_2", "Branching"]
+
+
 def test_an_attribute_that_changes_nothing_makes_no_kinds() -> None:
     class Numbered(PreNorm):
         def __init__(self, number: int) -> None:
