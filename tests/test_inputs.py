@@ -239,7 +239,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(estfx.evolving, "BACKEND", backend)
+    monkeypatch.setattr(estfx.compilation, "BACKEND", backend)
     return made
 
 
