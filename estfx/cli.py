@@ -204,6 +204,7 @@ def bench(
 def _is_failed_work(error: EstfxError) -> bool:
     if isinstance(error, VerifyError):
         return True
+    from estfx.bench import BenchFailedError
     from estfx.train_recorder import TrainingFailedError
 
-    return isinstance(error, TrainingFailedError)
+    return isinstance(error, TrainingFailedError | BenchFailedError)

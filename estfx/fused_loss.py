@@ -18,21 +18,10 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from estfx.errors import EstfxError
+from estfx.layer_calls import ASKING
 from estfx.signature import autocasts
 
 __all__ = ["DeferredLogits", "check_fusible", "deferred_logits", "fused"]
-
-# What is answered without computing anything.
-DESCRIBING = {
-    torch.Tensor.size,
-    torch.Tensor.dim,
-    torch.Tensor.numel,
-    torch.Tensor.is_floating_point,
-    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
-    torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    torch.Tensor.device.__get__,
-    torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
-}
 
 
 class DeferredLogits(torch.Tensor):
@@ -59,7 +48,7 @@ class DeferredLogits(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in DESCRIBING:
+        if func in ASKING:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         args, kwargs = _computed((args, kwargs or {}))

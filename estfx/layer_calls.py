@@ -18,6 +18,7 @@ from estfx.mappings import Entry, open_mappings, with_entries, written_entries
 from estfx.signature import flatten
 
 __all__ = [
+    "ASKING",
     "LayerCall",
     "Observed",
     "Recording",
@@ -111,6 +112,8 @@ def outcome(result: Any, before: Any, after: Any) -> tuple[list[Any], pytree.Tre
 ASKING = {
     torch.Tensor.size,
     torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.is_floating_point,
     torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
     torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
     torch.Tensor.device.__get__,

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from estfx.bench import ARMS, BenchResult, BenchSettings, bench
+from estfx.bench import ARMS, BenchFailedError, BenchResult, BenchSettings, bench
 from estfx.bench.arms import build_arms
 from estfx.bench.meters import peak_bytes
 from estfx.bench.table import print_result
@@ -119,6 +119,15 @@ def test_an_arm_that_fails_does_not_take_the_others_with_it(monkeypatch: pytest.
         print_result(console, result)
     assert "checkpointed: the original, each layer compiled and recomputed" in said.get()
     assert "FAILED: RuntimeError: no memory left" in said.get()
+
+
+def test_nothing_is_compared_to_an_original_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    with pytest.raises(BenchFailedError, match=r"compiled original, to which all is compared, does not run: .*no comp"):
+        bench(BenchSettings.from_mapping(TINY | {"arms": ("eager", "compiled")}))
 
 
 @pytest.mark.parametrize(

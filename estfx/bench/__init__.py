@@ -1,7 +1,7 @@
 """Speed of a model by stage, against the original and against what else makes training cheaper; in one run."""
 
 from estfx.bench.measure import bench
-from estfx.bench.result import ArmResult, BenchResult
+from estfx.bench.result import ArmResult, BenchFailedError, BenchResult
 from estfx.bench.settings import ARMS, BenchSettings
 
-__all__ = ["ARMS", "ArmResult", "BenchResult", "BenchSettings", "bench"]
+__all__ = ["ARMS", "ArmResult", "BenchFailedError", "BenchResult", "BenchSettings", "bench"]

@@ -15,7 +15,7 @@ from torch._inductor.utils import fresh_inductor_cache
 import estfx
 from estfx.bench.arms import STEPS, Arm, build_arms, schedule_of
 from estfx.bench.meters import compilations, peak_bytes, peak_flops, synchronize
-from estfx.bench.result import ArmResult, BenchResult, Spread
+from estfx.bench.result import ArmResult, BenchFailedError, BenchResult, Spread
 from estfx.bench.settings import REFERENCE, BenchSettings
 from estfx.model_presets import small_options
 from estfx.model_spec import build_model, merged_options, model_types
@@ -33,31 +33,21 @@ Say = Callable[[str], None]
 def bench(settings: BenchSettings, say: Say = lambda line: None) -> BenchResult:
     """Measures every arm; an arm that fails is in the result with the reason. `say` is told what is going on.
 
-    Raises SettingsError if there is no such model or device.
+    Raises SettingsError if there is no such model or device, BenchFailedError if the compiled original does not run.
     """
     device = _device(settings)
     dtype = getattr(torch, settings.dtype)
-    with quiet_transformers(), fresh_inductor_cache():  # or what was compiled before would count as quick to compile
+    with quiet_transformers():
         torch.manual_seed(settings.seed)
         model = _built(settings).to(device, dtype).train()
         tokens = torch.randint(_vocabulary(model), (settings.batch_size, settings.seq_len), device=device)
-        batch = {"input_ids": tokens, "labels": tokens}
         say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokens.numel():,} tokens a step, {device}")
         arms = build_arms(model, {"input_ids": tokens[:1, : min(17, settings.seq_len)].repeat(3, 1)}, settings)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-        peak, source = peak_flops(device, dtype)
         flops = _flops(model, settings, [arm.stage for arm in arms])
-        records = {arm.name: _measured_alone(arm, batch, optimizer, device, settings, say) for arm in arms}
-        for number in range(settings.rounds):
-            say(f"round {number + 1} of {settings.rounds}")
-            running = [arm for arm in arms if records[arm.name].failed is None]
-            for arm in running[number % len(running) :] + running[: number % len(running)]:
-                step = settings.warmup + 1 + number
-                records[arm.name].steps.append(_step(arm, step, batch, optimizer, device))
-                records[arm.name].compilations_later += records[arm.name].steps[-1].compilations
+        peak, source = peak_flops(device, dtype)
+        with fresh_inductor_cache():  # or what was compiled before would count as quick to compile
+            records = _records(model, arms, {"input_ids": tokens, "labels": tokens}, settings, say)
     reference = records[REFERENCE]
-    if reference.failed is not None:
-        raise SettingsError(f"the compiled original does not run: {reference.failed}")
     results = [
         _result(name, record, reference, flops[arm.stage], flops[Stage(start=0)], tokens.numel(), peak)
         for (name, record), arm in zip(records.items(), arms, strict=True)
@@ -70,6 +60,26 @@ def bench(settings: BenchSettings, say: Say = lambda line: None) -> BenchResult:
         peak_flops_source=source,
         arms=results,
     )
+
+
+def _records(
+    model: nn.Module, arms: list[Arm], batch: dict[str, torch.Tensor], settings: BenchSettings, say: Say
+) -> dict[str, _Record]:
+    """What every arm took: first alone, then in rounds, each of which begins with another arm."""
+    device = batch["input_ids"].device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    records = {arm.name: _measured_alone(arm, batch, optimizer, device, settings, say) for arm in arms}
+    if (failed := records[REFERENCE].failed) is not None:
+        raise BenchFailedError(f"the compiled original, to which all is compared, does not run: {failed}")
+    running = [arm for arm in arms if records[arm.name].failed is None]
+    for number in range(settings.rounds):
+        say(f"round {number + 1} of {settings.rounds}")
+        first = number % len(running)
+        for arm in running[first:] + running[:first]:
+            record = records[arm.name]
+            record.steps.append(_step(arm, settings.warmup + 1 + number, batch, optimizer, device))
+            record.compilations_later += record.steps[-1].compilations
+    return records
 
 
 @dataclass

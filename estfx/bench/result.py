@@ -5,8 +5,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from estfx.bench.settings import BenchSettings
+from estfx.errors import EstfxError
 
-__all__ = ["ArmResult", "BenchResult", "Spread"]
+__all__ = ["ArmResult", "BenchFailedError", "BenchResult", "Spread"]
+
+
+class BenchFailedError(EstfxError):
+    """A measurement that came to nothing."""
 
 
 class _Frozen(BaseModel):
