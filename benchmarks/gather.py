@@ -19,6 +19,7 @@ import torch
 from results import write
 from torch.nn import functional as F
 
+from estfx.bench.meters import synchronize
 from estfx.gather import take
 
 Take = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
@@ -108,10 +109,10 @@ def main() -> None:
         compiled = torch.compile(mlp, fullgraph=True)
 
         def seconds(index: torch.Tensor) -> float:
-            synchronize(options.device)
+            synchronize(torch.device(options.device))
             start = time.perf_counter()
             torch.autograd.grad(compiled(x, up, down, index), [x, up, down], x.detach())
-            synchronize(options.device)
+            synchronize(torch.device(options.device))
             return time.perf_counter() - start
 
         return seconds
@@ -131,11 +132,6 @@ def main() -> None:
         rows[name] |= {"ratio_min": ratios[0], "ratio_max": ratios[-1]}
         print(f"{name:18s} {1000 * rows[name]['seconds']:8.2f} ms   {rows[name]['ratio']:.3f} of the small MLP")
     write(f"gather-{options.width}", vars(options), rows)
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

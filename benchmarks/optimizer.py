@@ -15,6 +15,8 @@ import time
 import torch
 from results import write
 
+from estfx.bench.meters import synchronize
+
 BETAS, RATE, DECAY, EPSILON = (0.9, 0.95), 1e-4, 0.1, 1e-8
 
 
@@ -71,10 +73,10 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in arms}
     for repeat in range(options.repeats + 3):
         for name, run in arms.items():
-            synchronize(options.device)
+            synchronize(torch.device(options.device))
             start = time.perf_counter()
             run()
-            synchronize(options.device)
+            synchronize(torch.device(options.device))
             if repeat >= 3:
                 times[name].append(time.perf_counter() - start)
     rows = {}
@@ -83,11 +85,6 @@ def main() -> None:
         rows[name] = {"seconds": statistics.median(own), "ratio": ratio}
         print(f"{name:20s} {1000 * rows[name]['seconds']:.2f} ms, {ratio:.2f} of all")
     write("optimizer", vars(options), rows)
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from results import write
 from transformers import GPT2Config, GPT2Model
 
 import estfx
+from estfx.bench.meters import synchronize
 from estfx.schedule import Schedule, Stage
 
 STAGES = Schedule(
@@ -63,10 +64,10 @@ def main() -> None:
 
     def seconds(model: torch.nn.Module) -> float:
         model.zero_grad(set_to_none=True)
-        synchronize(options.device)
+        synchronize(torch.device(options.device))
         start = time.perf_counter()
         model(inputs_embeds=x).last_hidden_state.backward(x)
-        synchronize(options.device)
+        synchronize(torch.device(options.device))
         return time.perf_counter() - start
 
     def at(first_step: int) -> Callable[[int], float]:
@@ -105,11 +106,6 @@ def main() -> None:
             f"({ratios[0]:.3f} to {ratios[-1]:.3f}); first call, compilation included, {first[name]:.1f} s"
         )
     write("stage_speed", vars(options), rows)
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

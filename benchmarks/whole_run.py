@@ -21,6 +21,7 @@ from torch._inductor.utils import fresh_inductor_cache
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import estfx
+from estfx.bench.meters import synchronize
 
 TURNS = 10
 
@@ -29,22 +30,18 @@ class Run:
     """One training run, and the seconds that it has taken."""
 
     def __init__(self, model: torch.nn.Module, prepare: Callable[[Any], Any], device: str) -> None:
-        self.seconds, self.device = 0.0, device
+        self.seconds, self.device = 0.0, torch.device(device)
         with self:
             self.model = prepare(model)
             self.optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
 
     def __enter__(self) -> None:
-        self.synchronize()
+        synchronize(self.device)
         self.began = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.synchronize()
+        synchronize(self.device)
         self.seconds += time.perf_counter() - self.began
-
-    def synchronize(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
 
     def train(self, steps: range, batches: torch.Tensor) -> None:
         with self:

@@ -15,10 +15,11 @@ Reads = dict[str, dict[str, set[str]]]  # layer â†’ path of a submodule in it â†
 
 def all_attributes(layers: Mapping[str, nn.Module]) -> Reads:
     """Whatever each layer's submodules hold, where it cannot be noted what they read."""
-    return {
-        name: {path: {k for k in vars(module) if not k.startswith("_")} for path, module in layer.named_modules()}
-        for name, layer in layers.items()
-    }
+    return {name: {path: _held_by(module) for path, module in layer.named_modules()} for name, layer in layers.items()}
+
+
+def _held_by(module: nn.Module) -> set[str]:
+    return {name for name in vars(module) if not name.startswith("_")}
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def recorded_reads(layers: Mapping[str, nn.Module]) -> Iterator[Reads]:
                 module.__class__ = classes.setdefault(cls, recording(cls))
                 swapped.append((module, cls))
             except TypeError:  # a class with its own layout, such as a scripted module: compare all it has
-                sinks[id(module)].update(k for k in vars(module) if not k.startswith("_"))
+                sinks[id(module)].update(_held_by(module))
     try:
         yield reads
     finally:

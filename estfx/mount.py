@@ -124,9 +124,7 @@ class Mount:
         leaves, _ = flatten(args, kwargs)
         if not all(map(is_plain, leaves)):
             return None
-        traced, residuals = call.kind.first.traced, call.kind.first.residuals
-        stream = leaves[traced.stream_leaf]
-        return traced.give(torch.zeros_like(stream) if residuals.outside else stream)
+        return call.kind.first.passed_over(leaves)
 
     def run(self, call: Call, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, spec = flatten(args, kwargs)

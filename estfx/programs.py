@@ -84,6 +84,11 @@ class Variant:
         schemas = (getattr(n.target, "_schema", None) for n in self.traced.graph.graph.nodes)
         return any(schema is not None and schema.is_mutable for schema in schemas)
 
+    def passed_over(self, leaves: list[Any]) -> Any:
+        """What a layer gives for a call with these leaves when it is skipped: its stream, or nothing to be added."""
+        stream = leaves[self.traced.stream_leaf]
+        return self.traced.give(torch.zeros_like(stream) if self.residuals.outside else stream)
+
     @property
     def axes(self) -> tags.Axes:
         return tags.get(self.traced.graph, tags.Axes)

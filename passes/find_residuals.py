@@ -65,20 +65,21 @@ class FindResiduals(Analysis):
         outputs: Any = gm.graph.output_node().args[0]
         stop = _walk_back(outputs[0], stream, flow, dominators, found)
         joins = tuple(found[n] for n in gm.graph.nodes if n in found)
-        reason = ""
         outside = interface.added and (stop is not stream or not joins)
-        if outside:
-            pass
-        elif stop is not stream and tensor_of(stream).ndim > 3:
-            reason = f"it mixes several residual streams into each other: none is passed on ({describe(stop)})"
-        elif stop is not stream:
-            reason = f"its output does not lead back to its stream through residual joins: they end at {describe(stop)}"
-        elif not joins:
-            reason = "it has no residual join: its output is its stream, scaled at most"
-        if interface.outputs > 1:
-            reason = reason or "something outside reads another output of it than the stream"
+        reason = "" if outside else _why_not_passed_over(stream, stop, joins)
+        if not reason and interface.outputs > 1:
+            reason = "something outside reads another output of it than the stream"
         tags.put(gm, tags.Residuals(joins, droppable=not reason, reason=reason, outside=outside))
         return len(joins)
+
+
+def _why_not_passed_over(stream: Node, stop: Node, joins: tuple[tags.Join, ...]) -> str:
+    """Of a layer whose output was followed back to `stop`; empty if that is its stream, with a join on the way."""
+    if stop is not stream and tensor_of(stream).ndim > 3:
+        return f"it mixes several residual streams into each other: none is passed on ({describe(stop)})"
+    if stop is not stream:
+        return f"its output does not lead back to its stream through residual joins: they end at {describe(stop)}"
+    return "" if joins else "it has no residual join: its output is its stream, scaled at most"
 
 
 def _flow(gm: GraphModule, stream: Node) -> nx.DiGraph[Node]:

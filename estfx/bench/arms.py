@@ -22,7 +22,7 @@ from estfx.schedule import Schedule, Stage, kept_count
 from estfx.signature import flatten
 from estfx.trace import Decoder, trace
 
-__all__ = ["Arm", "build_arms", "schedule_of"]
+__all__ = ["Arm", "build_arms"]
 
 STEPS = 1_000_000  # of each stage, more than are measured
 
@@ -37,7 +37,7 @@ class Arm:
     stage: Stage
 
 
-def schedule_of(settings: BenchSettings) -> Schedule:
+def _schedule_of(settings: BenchSettings) -> Schedule:
     """The paper's three stages, each long enough for what is measured."""
     keep = settings.keep
     stages = (
@@ -50,7 +50,7 @@ def schedule_of(settings: BenchSettings) -> Schedule:
 
 def build_arms(model: nn.Module, example_inputs: dict[str, torch.Tensor], settings: BenchSettings) -> list[Arm]:
     """The arms that the settings ask for, in their order."""
-    schedule = schedule_of(settings)
+    schedule = _schedule_of(settings)
     made = _Arms(model, example_inputs, settings, schedule)
     return [getattr(made, name)() for name in settings.arms]
 
@@ -197,7 +197,8 @@ class _Masked(_Around):
         self.variant, self.run, self.counts = variant, run, dict(counts)
         self.program = variant.program(counts, None)
         self.masks: dict[str, list[torch.Tensor]] = {gather.placeholder: [] for gather in self.program.gathers}
-        self.of_weight: dict[str, list[torch.Tensor]] = {path: [] for path in self.program.weights}
+        paths = [path for _, path in tags.get(variant.traced.graph, tags.Interface).weights]
+        self.of_weight: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
         for path, dim, placeholder in tags.get(self.program.graph, tags.Indices).weights:
             weight = resolve(layer, path)
             mask = weight.new_ones([size if d == dim else 1 for d, size in enumerate(weight.shape)])
@@ -215,10 +216,9 @@ class _Masked(_Around):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         leaves, _ = flatten(args, kwargs)
         inputs = [leaves[i] for i in self.variant.traced.input_leaves]
-        paths = [path for _, path in tags.get(self.variant.traced.graph, tags.Interface).weights]
-        weights = [resolve(self.layer, path) for path in paths]
-        masks = [self.of_weight.get(path, []) for path in paths]
-        return self.variant.traced.pack(self.run(inputs, weights, masks), args, kwargs)
+        weights = [resolve(self.layer, path) for path in self.of_weight]
+        values = self.run(inputs, weights, list(self.of_weight.values()))
+        return self.variant.traced.pack(values, args, kwargs)
 
 
 class _Drop(_Around):
@@ -229,9 +229,7 @@ class _Drop(_Around):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.runs:
             return self.layer(*args, **kwargs)
-        traced = self.variant.traced
-        stream = flatten(args, kwargs)[0][traced.stream_leaf]
-        return traced.give(torch.zeros_like(stream) if self.variant.residuals.outside else stream)
+        return self.variant.passed_over(flatten(args, kwargs)[0])
 
 
 class _Checkpointed(_Around):

@@ -13,7 +13,7 @@ from torch import nn
 from torch._inductor.utils import fresh_inductor_cache
 
 import estfx
-from estfx.bench.arms import STEPS, Arm, build_arms, schedule_of
+from estfx.bench.arms import Arm, build_arms
 from estfx.bench.meters import compilations, peak_bytes, peak_flops, synchronize
 from estfx.bench.result import ArmResult, BenchFailedError, BenchResult, Spread
 from estfx.bench.settings import REFERENCE, BenchSettings
@@ -21,7 +21,7 @@ from estfx.model_presets import small_options
 from estfx.model_spec import build_model, merged_options, model_types
 from estfx.quiet import quiet_transformers
 from estfx.run_folder import environment
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
 from estfx.settings import SettingsError
 
 __all__ = ["bench"]
@@ -43,14 +43,13 @@ def bench(settings: BenchSettings, say: Say = lambda line: None) -> BenchResult:
         tokens = torch.randint(_vocabulary(model), (settings.batch_size, settings.seq_len), device=device)
         say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokens.numel():,} tokens a step, {device}")
         arms = build_arms(model, {"input_ids": tokens[:1, : min(17, settings.seq_len)].repeat(3, 1)}, settings)
-        flops = _flops(model, settings, [arm.stage for arm in arms])
+        flops, whole = _flops(model, settings, arms)
         peak, source = peak_flops(device, dtype)
         with fresh_inductor_cache():  # or what was compiled before would count as quick to compile
             records = _records(model, arms, {"input_ids": tokens, "labels": tokens}, settings, say)
     reference = records[REFERENCE]
     results = [
-        _result(name, record, reference, flops[arm.stage], flops[Stage(start=0)], tokens.numel(), peak)
-        for (name, record), arm in zip(records.items(), arms, strict=True)
+        _result(name, record, reference, flops[name], whole, tokens.numel(), peak) for name, record in records.items()
     ]
     return BenchResult(
         settings=settings,
@@ -128,15 +127,16 @@ def _vocabulary(model: Any) -> int:
     return size
 
 
-def _flops(model: nn.Module, settings: BenchSettings, stages: Iterable[Stage]) -> dict[Stage, float]:
-    """Of one step of each stage, and of the whole model."""
-    distinct = list(dict.fromkeys([*schedule_of(settings).stages, Stage(start=0), *stages]))
-    found = {}
-    for stage in distinct:
-        schedule = Schedule(stages=(stage.model_copy(update={"start": 0}),), total_steps=STEPS)
-        plan = estfx.plan(model, schedule, batch_size=settings.batch_size, seq_len=settings.seq_len)
-        found[stage] = plan.stages[0].flops_model
-    return found
+def _flops(model: nn.Module, settings: BenchSettings, arms: list[Arm]) -> tuple[dict[str, float], float]:
+    """Of one step of each arm, by its name, and of the whole model."""
+    stages = [arm.stage.model_copy(update={"start": start}) for start, arm in enumerate(arms)]
+    plan = estfx.plan(
+        model,
+        Schedule(stages=stages, total_steps=len(stages)),
+        batch_size=settings.batch_size,
+        seq_len=settings.seq_len,
+    )
+    return {arm.name: stage.flops_model for arm, stage in zip(arms, plan.stages, strict=True)}, plan.whole.flops_model
 
 
 def _measured_alone(
