@@ -3,7 +3,8 @@
     python benchmarks/stage_speed.py [--device cuda] [--layers 6 --width 512 --batch 8 --length 256 --repeats 9]
 
 The arms are interleaved, and each draws another subnetwork at every repeat; reported are medians of the ratios taken
-repeat by repeat. Embedding, LM head and optimizer are left out: it is the layers that are compared.
+repeat by repeat. Embedding, LM head and optimizer are left out: it is the layers that are compared. Saved are the bytes
+that the forward pass leaves for the backward pass, the peak those of all tensors but parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from results import write
 from transformers import GPT2Config, GPT2Model
 
 import estfx
-from estfx.bench.meters import synchronize
+from estfx.bench.meters import memory_of, synchronize
 from estfx.schedule import Schedule, Stage
 
 STAGES = Schedule(
@@ -83,9 +84,17 @@ def main() -> None:
         "half the heads and neurons": at(1000),
         "and half the layers": at(0),
     }
+
+    def memory(name: str, model: torch.nn.Module) -> dict[str, float]:
+        arms[name](1)  # puts the step in force, and compiles
+        model.zero_grad(set_to_none=True)
+        device = torch.device(options.device)
+        forward = memory_of(lambda: model(inputs_embeds=x).last_hidden_state, device)
+        both = memory_of(lambda: model(inputs_embeds=x).last_hidden_state.backward(x), device)
+        return {} if forward is None or both is None else {"saved_bytes": forward.left, "peak_bytes": both.peak}
+
     first = {name: arm(0) for name, arm in arms.items()}
-    for name in arms:
-        arms[name](1)
+    memories = {name: memory(name, original if name == "original, compiled" else evolving) for name in arms}
     times: dict[str, list[float]] = {name: [] for name in arms}
     for repeat in range(options.repeats):
         for name, arm in arms.items():
@@ -100,10 +109,13 @@ def main() -> None:
             "ratio_min": ratios[0],
             "ratio_max": ratios[-1],
             "first_call_seconds": first[name],
+            **memories[name],
+            **{f"{what}_ratio": value / memories["original, compiled"][what] for what, value in memories[name].items()},
         }
         print(
             f"{name:28s} {rows[name]['seconds']:.4f} s   {rows[name]['ratio']:.3f} of the original "
             f"({ratios[0]:.3f} to {ratios[-1]:.3f}); first call, compilation included, {first[name]:.1f} s"
+            + "".join(f"; {what} {rows[name][f'{what}_ratio']:.3f}" for what in memories[name])
         )
     write("stage_speed", vars(options), rows)
 

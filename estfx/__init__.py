@@ -3,12 +3,13 @@
 from estfx.compilation import load_compiled, save_compiled
 from estfx.dump import dump
 from estfx.errors import EstfxError, ScheduleError, TraceError, UnsupportedModelError, VerifyError
-from estfx.evolving import EvolvingModel, restore, transform
+from estfx.evolving import EvolvingModel
 from estfx.plan import Plan, plan
 from estfx.report import Report, inspect
 from estfx.schedule import Schedule, Stage
 from estfx.subnetwork import Subnetwork
 from estfx.trace import Decoder, trace
+from estfx.transform import restore, transform
 
 __all__ = [
     "Decoder",

@@ -64,6 +64,8 @@ class TracedLayer:
 
     def pack(self, values: tuple[torch.Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The graph's values in the structure that the layer itself returns, or writes into its arguments."""
+        if self.out_spec.is_leaf() and not self.written:
+            return values[0]
         leaves = [self.constants[j] if i is None else values[i] for j, i in enumerate(self.outputs)]
         return put_entries(pytree.tree_unflatten(leaves, self.out_spec), args, kwargs, self.written)
 

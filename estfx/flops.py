@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from estfx import tags
 from estfx.capture import LayerCall, default_inputs, without_cache
 from estfx.meta_run import NumbersHaveValues
+from estfx.programs import numbers_at_work
 from estfx.signature import flatten
 from estfx.trace import Decoder
 
@@ -132,18 +133,7 @@ def graph_cost(gm: GraphModule, inputs: list[torch.Tensor]) -> Cost:
     moved = _on_meta(gm)
     inputs = [stream.requires_grad_(), *sides, *index_inputs, *weights.values()]
     cost = _cost(lambda: moved(*inputs), weights)
-    return replace(cost, parameters={path: _narrowed_size(gm, name, path) for name, path in interface.weights})
-
-
-def _narrowed_size(gm: GraphModule, name: str, path: str) -> int:
-    """How many numbers of a weight take part."""
-    indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
-    size = list(next(n for n in gm.graph.nodes if n.name == name).meta["val"].shape)
-    lengths = {g.placeholder: g.dim.narrowed_size(indices.kept) for g in indices.gathers}
-    for narrowed, dim, placeholder in indices.weights:
-        if narrowed == path:
-            size[dim] = lengths[placeholder]
-    return int(torch.Size(size).numel())
+    return replace(cost, parameters=numbers_at_work(gm))
 
 
 def _on_meta(gm: GraphModule) -> GraphModule:

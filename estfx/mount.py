@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 
 from estfx.caches import without_empty_caches
 from estfx.errors import EstfxError
-from estfx.programs import Kind, resolve
-from estfx.signature import Signature, flatten, is_plain, signature_of
+from estfx.layer_kind import Kind
+from estfx.programs import resolve
+from estfx.signature import Signature, call_key, flatten, is_plain, signature_of
 from estfx.structure import Changes, Snapshot, changes
 from estfx.trace import ATTRIBUTE
 
@@ -91,6 +92,7 @@ class Mount:
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module) -> Call:
         """Which call this is."""
         if in_backward():
+            self.runtime.require_step_of_forward()
             return self.repeated(args, kwargs, layer)
         return self.calls[self.runtime.next_call(self.path, len(self.calls))]
 
@@ -99,8 +101,9 @@ class Mount:
         ran = [call for call in self.calls if self.runtime.runs(call.name)] or list(self.calls)  # or all were skipped
         leaves, spec = flatten(args, kwargs)
         for call in ran if len({id(call.kind) for call in ran}) > 1 else ():
-            signature, _ = self._signature(call, layer, leaves, spec)
-            if call.kind.knows(signature, leaves):
+            device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+            dtypes = tuple(weight.dtype for weight in self._weights(call, layer).values())
+            if call.kind.knows(self._signature(call, leaves, spec, device.type, dtypes), leaves):
                 return call
         return ran[0]
 
@@ -134,11 +137,18 @@ class Mount:
                 "as it is. Pass use_cache=False."
             )
             return self.original(layer, *args, **kwargs)
-        signature, known = self._signature(call, layer, leaves, spec)
-        variant = call.kind.variant(signature, leaves, spec, layer)
+        known = self._weights(call, layer)
+        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+        dtypes = tuple(weight.dtype for weight in known.values())
+        key = call_key(leaves, spec, device.type, dtypes, self.changed)
+        variant = call.kind.by_call.get(key)
+        if variant is None:
+            signature = self._signature(call, leaves, spec, device.type, dtypes)
+            variant = call.kind.variant(signature, leaves, spec, layer)
+            if key is not None:
+                call.kind.remember(key, variant)
         program = self.runtime.program(call.kind, variant)
         weights = [known[path] if path in known else resolve(layer, path) for path in program.weights]
-        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
         indices = self.runtime.indices(call.name, program, device)
         traced = variant.traced
         inputs = [leaves[i] for i in traced.input_leaves]
@@ -151,21 +161,21 @@ class Mount:
         return traced.pack(values, args, kwargs)
 
     def _signature(
-        self, call: Call, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec
-    ) -> tuple[Signature, dict[str, torch.Tensor]]:
-        """The signature of a call, and the weights whose dtypes are in it; none for a structure that is new."""
-        try:
-            known = self._weights(call, layer)
-        except AttributeError:  # the layer was changed within a step
-            self.look(layer)
-            known = self._weights(call, layer)
-        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
-        dtypes = tuple(weight.dtype for weight in known.values())
+        self, call: Call, leaves: list[Any], spec: pytree.TreeSpec, device: str, dtypes: tuple[torch.dtype, ...]
+    ) -> Signature:
         unread = call.kind.unread.get(spec, frozenset()) if call.kind.unread else frozenset()
-        return signature_of(leaves, spec, device.type, dtypes, self.changed, unread), known
+        return signature_of(leaves, spec, device, dtypes, self.changed, unread)
 
     def _weights(self, call: Call, layer: nn.Module) -> dict[str, torch.Tensor]:
-        return {path: resolve(layer, path) for path in call.kind.weight_paths.get(self.changed, ())}
+        """The weights whose dtypes are in a signature; none for a structure that is new."""
+        for again in (False, True):
+            try:
+                return {path: resolve(layer, path) for path in call.kind.weight_paths.get(self.changed, ())}
+            except AttributeError:  # the layer was changed within a step
+                if again:
+                    raise
+                self.look(layer)
+        raise AssertionError
 
 
 def in_backward() -> bool:

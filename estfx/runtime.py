@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from estfx import tags
+from estfx.agreement import Agreement
 from estfx.compilation import Compiler
 from estfx.draws import draw_layers, draw_units
 from estfx.errors import EstfxError
+from estfx.layer_kind import Kind
 from estfx.layer_names import LayerPatterns
-from estfx.programs import Counts, Kind, Program, Variant, resolve
+from estfx.narrowed_parameters import narrowed_parameters
+from estfx.programs import Counts, Program, Variant
 from estfx.report import Report
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.subnetwork import Subnetwork
-from estfx.trace import ATTRIBUTE
 
 __all__ = ["Runtime", "stage_counts"]
 
@@ -53,14 +55,16 @@ class Runtime:
     paths: Mapping[str, str]  # by layer name its module's: two for a module that is called twice
     named: LayerPatterns | None = None  # the layers as `transform` was told them
     fuses_loss: bool = False
+    agreement: Agreement = field(default_factory=Agreement)
     step: int | None = None
     idle: bool = False  # while the model itself is being looked at
     stage_index: int = 0
-    _running: dict[str, bool] = field(default_factory=dict)
-    _drawn: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # layer → role → units
+    running: dict[str, bool] = field(default_factory=dict)
+    drawn: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # layer → role → units
     _indices: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
     _in_forward: bool = False
+    _forward_step: int | None = None  # of the last forward pass
     discards_caches: bool = False  # layers run without a KV cache that the model itself made
     _calls: dict[str, int] = field(default_factory=dict)  # made of each layer's module in this forward
     _counts: dict[tuple[int, int], Counts] = field(default_factory=dict)  # by stage and kind; asked at every call
@@ -68,8 +72,8 @@ class Runtime:
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
         twin = copy.copy(self)
-        twin._running, twin._drawn, twin._indices = dict(self._running), dict(self._drawn), dict(self._indices)
-        twin._warned, twin._calls = set(self._warned), dict(self._calls)
+        twin.running, twin.drawn, twin._indices = dict(self.running), dict(self.drawn), dict(self._indices)
+        twin._warned, twin._calls, twin.agreement = set(self._warned), dict(self._calls), copy.copy(self.agreement)
         memo[id(self)] = twin
         return twin
 
@@ -97,8 +101,8 @@ class Runtime:
         runs: Iterable[bool] = ()
         if droppable:
             runs = draw_layers(seed=self.seed, step=step, num_layers=len(droppable), kept=kept)
-        self._running = dict.fromkeys(names, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
-        self._drawn = {name: {} for name in names}
+        self.running = dict.fromkeys(names, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
+        self.drawn = {name: {} for name in names}
         matrices: dict[tuple[str, int], np.ndarray] = {}
         rows = {path: row for row, path in enumerate(dict.fromkeys(self.paths.values()))}  # units are a module's own
         for name in names:
@@ -114,21 +118,21 @@ class Runtime:
                         size=role.axis.size,
                         kept=units_kept(self.schedule, role, stage),
                     )
-                self._drawn[name][role.name] = matrices[key][rows[self.paths[name]]]
+                self.drawn[name][role.name] = matrices[key][rows[self.paths[name]]]
         self.step, self.stage_index = step, stage_index
         self._indices, self._calls = {}, {}
         self._send(device)
 
     def run_all(self) -> None:
         """Has every layer run at the step in force, whatever was drawn."""
-        self._running = dict.fromkeys(self.layers, True)
+        self.running = dict.fromkeys(self.layers, True)
 
     def in_force(self) -> tuple[Any, ...]:
         """The step and what was drawn for it, to be put in force again."""
-        return self.step, self.stage_index, self._running, self._drawn, self._indices
+        return self.step, self.stage_index, self.running, self.drawn, self._indices
 
     def put_in_force(self, before: tuple[Any, ...]) -> None:
-        self.step, self.stage_index, self._running, self._drawn, self._indices = before
+        self.step, self.stage_index, self.running, self.drawn, self._indices = before
 
     def counts(self, kind: Kind) -> Counts:
         """How many units of each role the stage in force keeps, whole ones left out."""
@@ -167,18 +171,28 @@ class Runtime:
         made = self._calls.get(path, 0)
         if made >= known and not self._in_forward:
             made = 0  # something calls a part of the model, so nobody said that a new forward begins
-        if made >= known and not all(self._running.values()):
+        if made >= known and not all(self.running.values()):
             raise EstfxError(
                 f"layer `{path}` is called {made + 1} times in one forward, but on the example inputs it was called "
                 f"{known} times, and which of its calls are skipped was drawn for those. Pass example_inputs to "
                 "transform that look like the training batches, or use a schedule that skips no layers."
             )
         self._calls[path] = made + 1
+        self._forward_step = self.step
         return min(made, known - 1)
+
+    def require_step_of_forward(self) -> None:
+        """Raises EstfxError if another step was set since the forward pass that is now computed again."""
+        if self.step != self._forward_step:
+            raise EstfxError(
+                f"set_step({self.step}) was called between a forward pass of step {self._forward_step} and its "
+                "backward pass, in which activation checkpointing computes layers again: it would be with another "
+                "subnetwork. Call set_step before the forward pass, once per optimizer step."
+            )
 
     def runs(self, name: str) -> bool:
         self.require_step()
-        return self._running[name]
+        return self.running[name]
 
     def program(self, kind: Kind, variant: Variant) -> Program:
         self.require_step()
@@ -187,7 +201,7 @@ class Runtime:
     def indices(self, name: str, program: Program, device: torch.device) -> list[torch.Tensor]:
         key = (name, id(program))
         if key not in self._indices:  # a program made since the step was set
-            drawn = {role: units[None] for role, units in self._drawn[name].items()}
+            drawn = {role: units[None] for role, units in self.drawn[name].items()}
             self._indices[key] = [torch.from_numpy(i[0].copy()) for i in program.indices(drawn)]
         if any(index.device != device for index in self._indices[key]):  # or a layer on another device
             self._indices[key] = [index.to(device) for index in self._indices[key]]
@@ -199,7 +213,7 @@ class Runtime:
         places: list[tuple[tuple[str, int], int, int]] = []
         position = 0
         for kind in _unique(self.layers.values()):
-            names = [n for n, k in self.layers.items() if k is kind and self._running[n]]
+            names = [n for n, k in self.layers.items() if k is kind and self.running[n]]
             counts = self.counts(kind)
             variants = {id(variant): variant for variant in kind.all_variants()}  # one may serve several signatures
             programs = [variant.program(counts, self.compiler) for variant in variants.values()]
@@ -207,7 +221,7 @@ class Runtime:
                 if not program.gathers or not names:
                     continue
                 roles = [role for role, _ in program.units]
-                drawn = {role: np.stack([self._drawn[n][role] for n in names]) for role in roles}
+                drawn = {role: np.stack([self.drawn[n][role] for n in names]) for role in roles}
                 for index_LK in program.indices(drawn):
                     length = index_LK.shape[-1]
                     stride = -(-length // ALIGNMENT) * ALIGNMENT
@@ -236,59 +250,11 @@ class Runtime:
         self.require_step()
         assert self.step is not None
         units = {
-            name: {role: torch.from_numpy(units.copy()) for role, units in self._drawn[name].items()}
-            for name, runs in self._running.items()
+            name: {role: torch.from_numpy(units.copy()) for role, units in self.drawn[name].items()}
+            for name, runs in self.running.items()
             if runs
         }
-        return Subnetwork(self.step, dict(self._running), units, lambda: self._narrowed(model, units))
-
-    def _narrowed(
-        self, model: nn.Module, units: dict[str, dict[str, torch.Tensor]]
-    ) -> dict[str, dict[int, torch.Tensor]]:
-        uses: dict[str, list[dict[int, set[int]]]] = {}  # parameter → for each call that reads it, kept by dimension
-        owners = _owners(model, [model.get_submodule(path) for path in self.paths.values()])
-        for layer, drawn in units.items():
-            kind = self.layers[layer]
-            module = model.get_submodule(self.paths[layer])
-            variant = kind.of_structure(vars(module)[ATTRIBUTE].changed)
-            if variant is None:
-                raise EstfxError(
-                    f"layer `{layer}` was changed since transform, and was not called since. Call the model once; then "
-                    "the parameters that a step narrows are known."
-                )
-            program = variant.program(self.counts(kind), self.compiler)
-            indices = program.indices({role: index.numpy()[None] for role, index in drawn.items()})
-            by_input = dict(zip((g.placeholder for g in program.gathers), indices, strict=True))
-            kept: dict[str, dict[int, set[int]]] = {path: {} for path in program.weights}
-            for path, dim, placeholder in tags.get(program.graph, tags.Indices).weights:
-                kept[path][dim] = set(by_input[placeholder][0].tolist())
-            for path, dims in kept.items():
-                name = owners.get(id(resolve(module, path)))
-                if name is not None:  # else it is a buffer, or has a use outside of the layers
-                    uses.setdefault(name, []).append(dims)
-        sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        found: dict[str, dict[int, torch.Tensor]] = {}
-        for name, each in uses.items():
-            for dim in sorted(set.intersection(*map(set, each))):  # else one of the calls has all of that dimension
-                union = set.union(*(dims[dim] for dims in each))
-                if len(union) < sizes[name][dim]:
-                    found.setdefault(name, {})[dim] = torch.tensor(sorted(union), dtype=torch.int64)
-        return found
-
-
-def _owners(model: nn.Module, layers: list[nn.Module]) -> dict[int, str]:
-    """The names of the parameters, by identity, that belong to layers alone."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    seen = {id(layer) for layer in layers}
-    todo = [model]
-    while todo:
-        module = todo.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            todo.extend(module.children())
-            for parameter in module.parameters(recurse=False):
-                names.pop(id(parameter), None)
-    return names
+        return Subnetwork(self.step, dict(self.running), units, lambda: narrowed_parameters(self, model, units))
 
 
 def _unique(kinds: Iterable[Kind]) -> list[Kind]:

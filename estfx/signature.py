@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from estfx.structure import Changes
 
-__all__ = ["Signature", "as_in", "autocasts", "constant_key", "flatten", "is_plain", "signature_of"]
+LEAVES = {torch.Tensor, nn.Parameter, type(None), bool, int, float, str}
+
+__all__ = ["Signature", "as_in", "autocasts", "call_key", "constant_key", "flatten", "is_plain", "signature_of"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,32 @@ class Signature:
         return f"{len(tensors)} tensors, {len(self.leaves) - len(tensors)} constants, autocast {self.autocast}"
 
 
+_specs: dict[object, pytree.TreeSpec] = {}  # one object for each structure
+
+
 def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
-    return pytree.tree_flatten((args, kwargs))
+    """The leaves of a call's arguments and their structure; for equal structures the same object.
+
+    As `torch.utils._pytree` does it, which for arguments that are leaves or tuples of leaves takes ten times as long.
+    """
+    leaves: list[Any] = []
+    form: list[Hashable] = [len(args), *kwargs]
+    for value in (*args, *kwargs.values()):
+        if type(value) in LEAVES:
+            leaves.append(value)
+            form.append(None)
+        elif type(value) is tuple and all(type(each) in LEAVES for each in value):
+            leaves.extend(value)
+            form.append(len(value))
+        else:
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            return leaves, _specs.setdefault(spec, spec)
+    key = tuple(form)
+    found = _specs.get(key)
+    if found is None:
+        spec = pytree.tree_structure((args, kwargs))
+        found = _specs[key] = _specs.setdefault(spec, spec)
+    return leaves, found
 
 
 def constant_key(value: object) -> Hashable:
@@ -73,6 +100,21 @@ def as_in(state: Hashable) -> AbstractContextManager[Any]:
 def is_plain(leaf: object) -> bool:
     """Whether a leaf is a tensor or a constant; a KV cache, for one, is neither."""
     return leaf is None or isinstance(leaf, (torch.Tensor, bool, int, float, str, torch.dtype, torch.device))
+
+
+def call_key(
+    leaves: list[Any], spec: pytree.TreeSpec, device_type: str, weights: tuple[torch.dtype, ...], structure: Changes
+) -> Hashable:
+    """What decides a call's signature and whether a graph takes its sizes, quick to make; None if that is not plain."""
+    key: list[Any] = [id(spec), weights, structure, autocast_state(device_type)]
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            key += (leaf.dtype, leaf.device, leaf.shape)
+        elif type(leaf) in LEAVES:
+            key += (type(leaf), leaf)  # 1 is 1.0, and True
+        else:
+            return None
+    return tuple(key)
 
 
 def signature_of(

@@ -25,27 +25,59 @@ class ScaleContractions(Rewrite):
     """`Σ_{i in all} x_i = E[ total / kept · Σ_{i in kept} x_i ]`: a sum over fewer units is scaled (EST's 1/p).
 
     before                                        after
-                                                      %mul = mul(%act, 2.0)
-        %down = linear(%act, %take)                   %down = linear(%mul, %take)
+                                                      %mul = mul(%take, 2.0)
+        %down = linear(%act, %take)                   %down = linear(%act, %mul)
 
-    A sum over heads and neurons in one, `out(cat(heads, neurons))`, has a factor for each of its parts: it is split,
-    scaled and put together again.
+    Scaled is the weight, where the sum is a product with one: the factor then becomes a part of its gather, while a
+    scaled activation would be kept for the backward pass. A sum over heads and neurons in one,
+    `out(cat(heads, neurons))`, has a factor for each of its parts: it is split, scaled and put together again.
     """
 
-    needs: ClassVar = (tags.Axes, tags.Indices)
+    needs: ClassVar = (tags.Axes, tags.Indices, tags.Interface)
 
     def run(self, gm: GraphModule) -> int:
         kept = tags.get(gm, tags.Indices).kept
         nodes = {node.name: node for node in gm.graph.nodes}
+        activations = _activations(gm)
         edits = 0
         for closing in tags.get(gm, tags.Axes).closings:
             runs = _runs(closing.dim, kept)
             if runs is None:
                 raise VerifyError(f"{describe(nodes[closing.node])}: no factor is known for parts of {closing.dim}")
             if any(factor != 1.0 for _, factor in runs):
-                _scale(gm, nodes[closing.node], closing, runs)
+                _scale(gm, nodes[closing.node], closing, runs, activations)
                 edits += 1
         return edits
+
+
+# Products with a matrix: the argument that depends on the stream, the matrix, and which of its dimensions is summed.
+PRODUCTS: dict[Any, tuple[str, str, int]] = {
+    aten.linear.default: ("input", "weight", 1),
+    aten.addmm.default: ("mat1", "mat2", 0),
+    aten.mm.default: ("self", "mat2", 0),
+    aten.matmul.default: ("self", "other", 0),
+}
+
+
+def _activations(gm: GraphModule) -> set[Node]:
+    """The nodes that depend on what the layer is called with."""
+    interface = tags.get(gm, tags.Interface)
+    given = {interface.stream, *interface.sides}
+    found: set[Node] = set()
+    for node in gm.graph.nodes:
+        if node.name in given or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _scaled_argument(node: Node, closing: tags.Closing, activations: set[Node]) -> tuple[str, int]:
+    """Which argument of a contraction is to be scaled, and along which of its dimensions."""
+    argument, matrix, dim = PRODUCTS.get(node.target, ("", "", 0))
+    if argument == closing.argument:
+        weight = arguments(node)[matrix]
+        if weight not in activations and tensor_of(weight).ndim == 2:
+            return matrix, dim
+    return closing.argument, closing.position
 
 
 def _runs(dim: Dim, kept: Mapping[Axis, int]) -> Runs | None:
@@ -72,12 +104,13 @@ def _runs(dim: Dim, kept: Mapping[Axis, int]) -> Runs | None:
     return merged
 
 
-def _scale(gm: GraphModule, node: Node, closing: tags.Closing, runs: Runs) -> None:
-    name, _, item = re.fullmatch(r"(\w+)(\[(\d+)\])?", closing.argument).groups()  # type: ignore[union-attr]
+def _scale(gm: GraphModule, node: Node, closing: tags.Closing, runs: Runs, activations: set[Node]) -> None:
+    argument, position_of_sum = _scaled_argument(node, closing, activations)
+    name, _, item = re.fullmatch(r"(\w+)(\[(\d+)\])?", argument).groups()  # type: ignore[union-attr]
     operand: Any = arguments(node)[name]
     operand = operand[int(item)] if item else operand
     with gm.graph.inserting_before(node):
-        scaled = _scaled(gm, operand, closing.position, runs, node.meta.get("stack_trace"))
+        scaled = _scaled(gm, operand, position_of_sum, runs, node.meta.get("stack_trace"))
     if item:
         replaced = [scaled if i == int(item) else n for i, n in enumerate(arguments(node)[name])]
         node.args = tuple(replaced if isinstance(arg, (list, tuple)) else arg for arg in node.args)

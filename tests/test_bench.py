@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from estfx.bench import ARMS, BenchFailedError, BenchResult, BenchSettings, bench
 from estfx.bench.arms import build_arms
-from estfx.bench.meters import peak_bytes
+from estfx.bench.meters import memory_of
 from estfx.bench.table import print_result
 from estfx.cli import app
 from estfx.settings import SettingsError
@@ -59,6 +59,7 @@ def test_figures_fit_together() -> None:
         assert arm.seconds.low <= arm.seconds.median
         assert arm.tokens_per_second == pytest.approx(32 / arm.seconds.median)
         assert arm.mfu == pytest.approx(arm.flops / arm.seconds.median / result.peak_flops)
+        assert 0 < arm.saved_bytes < arm.peak_bytes
         assert arm.time_per_flops == pytest.approx(arm.time_ratio.median / arm.flops_ratio)
         assert arm.compilations_later == 0
     assert by_name["eager"].compilations == 0 < by_name["compiled"].compilations
@@ -151,12 +152,33 @@ def test_a_device_that_is_not_there() -> None:
         bench(BenchSettings.from_mapping(TINY | {"device": "cuda"}))
 
 
-def test_the_peak_is_what_work_took_and_gave_back() -> None:
-    def work() -> None:
-        torch.ones(64 * 2**20).sum()  # 256 MiB
+def test_the_peak_is_what_tensors_took_at_once() -> None:
+    before = torch.ones(1000)
 
-    found = peak_bytes(work, torch.device("cpu"))
-    assert found is None or 240 * 2**20 < found < 300 * 2**20
+    def work() -> torch.Tensor:
+        nonlocal before
+        first = torch.ones(2**20)
+        del before
+        second = first + 1
+        del first
+        return (second * 2)[:5]  # keeps all of its memory
+
+    found = memory_of(work, torch.device("cpu"))
+    assert found is not None
+    assert found.peak == pytest.approx(2 * 2**22, abs=8192)  # never three of them
+    assert found.left == pytest.approx(2**22, abs=8192)
+
+
+def test_a_compiled_function_takes_less_at_once() -> None:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return (((x + 1) * 2).exp() - 3).sum()
+
+    cpu, x, compiled = torch.device("cpu"), torch.ones(2**20), torch._dynamo.optimize("inductor")(step)
+    compiled(x)
+    fused, eager = memory_of(lambda: compiled(x), cpu), memory_of(lambda: step(x), cpu)
+    assert fused is not None
+    assert eager is not None
+    assert fused.peak < 2**20 < 2 * 2**22 <= eager.peak
 
 
 def test_the_command_prints_json(tmp_path: Any) -> None:

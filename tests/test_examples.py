@@ -1,4 +1,7 @@
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,16 +10,35 @@ from estfx.schedule import Schedule
 from estfx.train_config import RunConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+PRINTED = {
+    "own_loop.py": "stage 3",
+    "trainer.py": "whole model's",
+    "accelerate_loop.py": "step 14  stage 3",
+    "lora.py": "merged into a LlamaForCausalLM",
+}
+PRINTED_ON_RANKS = {"ddp.py": "step 14  stage 3", "fsdp.py": "saved and loaded"}
+PRINTED_ALONE = {"lightning_module.py": "step 14  stage 3"}  # it sets signal handlers and warns of the machine
 
 
-@pytest.mark.parametrize(("script", "printed"), [("own_loop.py", "stage 3"), ("trainer.py", "whole model's")])
+@pytest.mark.parametrize(("script", "printed"), PRINTED.items())
 def test_a_script_runs(script, printed, capsys):
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert printed in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("script", "printed"), (PRINTED_ON_RANKS | PRINTED_ALONE).items())
+def test_a_script_runs_in_processes_of_its_own(script, printed):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *(torchrun if script in PRINTED_ON_RANKS else []), str(EXAMPLES / script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout
+
+
 def test_every_script_is_run():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_loop.py", "trainer.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*PRINTED, *PRINTED_ON_RANKS, *PRINTED_ALONE}
 
 
 def test_the_schedule_is_the_papers():

@@ -68,14 +68,14 @@ class Traces:
 @pytest.fixture(scope="module")
 def traces() -> Iterator[Traces]:
     seen = Traces()
-    made = estfx.programs.trace_call
+    made = estfx.layer_kind.trace_call
 
     def trace_call(call: Any) -> Any:
         seen.number += 1
         return made(call)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estfx.programs, "trace_call", trace_call)
+        patch.setattr(estfx.layer_kind, "trace_call", trace_call)
         yield seen
 
 

@@ -14,7 +14,7 @@ from torch._inductor.utils import fresh_inductor_cache
 
 import estfx
 from estfx.bench.arms import Arm, build_arms
-from estfx.bench.meters import compilations, peak_bytes, peak_flops, synchronize
+from estfx.bench.meters import Memory, compilations, memory_of, peak_flops, synchronize
 from estfx.bench.result import ArmResult, BenchFailedError, BenchResult, Spread
 from estfx.bench.settings import REFERENCE, BenchSettings
 from estfx.model_presets import small_options
@@ -98,7 +98,8 @@ class _Record:
     failed: str | None = None
     first: list[_Step] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list)
-    peak: int | None = None
+    step_memory: Memory | None = None
+    forward_memory: Memory | None = None
     compilations_later: int = 0
 
 
@@ -147,13 +148,14 @@ def _measured_alone(
     settings: BenchSettings,
     say: Say,
 ) -> _Record:
-    """The first steps, in which it compiles, and a step in which memory is watched."""
+    """The first steps, in which it compiles, and a step and a forward pass in which memory is watched."""
     record = _Record()
     say(f"{arm.name}: first steps")
     try:
         for number in range(settings.warmup):
             record.first.append(_step(arm, number, batch, optimizer, device))
-        record.peak = peak_bytes(lambda: _step(arm, settings.warmup, batch, optimizer, device), device)
+        record.step_memory = memory_of(lambda: _step(arm, settings.warmup, batch, optimizer, device), device)
+        record.forward_memory = memory_of(lambda: arm.model(**batch).loss, device)
     except Exception as error:  # whatever torch.compile, or the device's memory, raises
         record.failed = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         say(f"{arm.name} failed: {record.failed}")
@@ -205,7 +207,8 @@ def _result(
         time_per_flops=ratio.median / (flops / whole),
         tokens_per_second=tokens / seconds.median,
         mfu=flops / seconds.median / peak,
-        peak_bytes=record.peak,
+        peak_bytes=None if record.step_memory is None else record.step_memory.peak,
+        saved_bytes=None if record.forward_memory is None else record.forward_memory.left,
         compile_seconds=max(0.0, sum(step.seconds for step in record.first) - len(record.first) * seconds.median),
         compilations=sum(step.compilations for step in record.first),
         compilations_later=record.compilations_later,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["compilations", "peak_bytes", "peak_flops", "synchronize"]
+__all__ = ["Memory", "compilations", "memory_of", "peak_flops", "synchronize"]
 
 # Dense bfloat16 FLOPs per second, as their makers state them (NVIDIA and AMD data sheets), by a part of the name.
 PEAKS = {
@@ -25,7 +25,6 @@ PEAKS = {
     "L40S": 362e12,
     "MI300X": 1307e12,
 }
-STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def synchronize(device: torch.device) -> None:
@@ -38,33 +37,40 @@ def compilations() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """The most memory that was in use at once while `work` ran, over what was in use before it.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of tensors, over what there was before."""
 
-    On CUDA of the allocator; on the CPU of the whole process as Linux counts it, which is coarse. None elsewhere.
+    peak: int  # most at once
+    left: int  # still there at the end; after a forward pass, what the backward pass will read
+
+
+def memory_of(work: Callable[[], object], device: torch.device) -> Memory | None:
+    """What tensors take while `work` runs and what they still take when it has returned; None if not known.
+
+    On CUDA as the allocator counts it, on the CPU summed up from every allocation that torch's profiler notes.
     """
     gc.collect()
     if device.type == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        work()
+        result = work()
         synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        REFERENCES.write_text("5")  # lowers the high-water mark to what is in use now
-    except OSError:
+        left = torch.cuda.memory_allocated(device) - before
+        del result
+        return Memory(torch.cuda.max_memory_allocated(device) - before, left)
+    if device.type != "cpu":
         return None
-    before = _kilobytes("VmRSS")
-    work()
-    return max(0, _kilobytes("VmHWM") - before) * 1024
-
-
-def _kilobytes(field: str) -> int:
-    match = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    assert match is not None
-    return int(match[1])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        result = work()
+    assert watched.profiler is not None
+    assert watched.profiler.kineto_results is not None
+    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    in_use = [0, *accumulate(int(event.nbytes()) for event in events)]
+    del result
+    return Memory(max(in_use), in_use[-1])
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:

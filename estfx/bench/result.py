@@ -42,6 +42,7 @@ class ArmResult(_Frozen):
     tokens_per_second: float | None = None
     mfu: float | None = None  # FLOPs over seconds and the device's peak
     peak_bytes: int | None = None  # over what parameters and the optimizer's states take
+    saved_bytes: int | None = None  # by the forward pass for the backward pass
     compile_seconds: float | None = None  # how much longer the first steps took
     compilations: int | None = None  # graphs made by torch.compile in the first steps
     compilations_later: int | None = None  # and after them

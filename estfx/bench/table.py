@@ -12,7 +12,7 @@ from estfx.bench.settings import ARMS
 __all__ = ["print_result"]
 
 SPEED = ("ms a\nstep", "for-\nward", "back-\nward", "opti-\nmizer", "time", "(range)", "FLOPs", "time /\nFLOPs")
-COST = ("tokens a\nsecond", "MFU", "peak\nMiB", "compiling,\nseconds", "graphs", "later\ngraphs")
+COST = ("tokens a\nsecond", "MFU", "peak\nMiB", "saved\nMiB", "compiling,\nseconds", "graphs", "later\ngraphs")
 
 
 def print_result(console: Console, result: BenchResult) -> None:
@@ -31,7 +31,8 @@ def print_result(console: Console, result: BenchResult) -> None:
     console.print(
         f"\nTime and FLOPs are of those of `compiled`, medians over {settings.rounds} rounds; MFU is of "
         f"{result.peak_flops / 1e12:.3g} TFLOP/s, {result.peak_flops_source}; the peak is over what parameters and "
-        "optimizer states take; graphs are those that torch.compile made in the first steps, and later.",
+        "optimizer states take, what is saved is for the backward pass; graphs are those that "
+        "torch.compile made in the first steps, and later.",
         highlight=False,
     )
 
@@ -64,11 +65,16 @@ def _cost(arm: ArmResult) -> list[str]:
     return [
         f"{arm.tokens_per_second:,.0f}",
         f"{arm.mfu:.1%}",
-        "-" if arm.peak_bytes is None else f"{arm.peak_bytes / 2**20:,.0f}",
+        _mebibytes(arm.peak_bytes),
+        _mebibytes(arm.saved_bytes),
         f"{arm.compile_seconds:.1f}",
         str(arm.compilations),
         str(arm.compilations_later),
     ]
+
+
+def _mebibytes(number: int | None) -> str:
+    return "-" if number is None else f"{number / 2**20:,.0f}"
 
 
 def _there(spread: Spread | None) -> Spread:

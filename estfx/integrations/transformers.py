@@ -1,49 +1,90 @@
 """Evolving subnetworks in transformers' Trainer: one callback."""
 
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from estfx.activity import activity_of
 from estfx.errors import EstfxError
+from estfx.made_with import differences, made_with
+from estfx.narrowed_parameters import numbers_left_out
 from estfx.plan import Plan
 
 __all__ = ["EvolvingCallback"]
 
+log = logging.getLogger(__name__)
 
-class EvolvingCallback(TrainerCallback):
+
+class EvolvingCallback(TrainerCallback, ExportableState):
     """Tells the model which step it is at, and writes what is at work into Trainer's logs under `estfx/…`.
 
-    All state lives on the model, none here, because Trainer may replace callbacks when it resumes. A resumed run
-    draws what the uninterrupted one would have drawn, since Trainer restores its step counter.
+    The step is Trainer's own, so a resumed run draws what the uninterrupted one would have drawn. Checkpoints say in
+    `trainer_state.json` with which schedule, seed and layers they were made; to resume with others is refused.
+    `total_flos` counts the parameters that were at work.
 
     With a `plan` (see `estfx.plan`) the logs carry FLOPs too: those spent since step 0, and the share that the whole
     model would have spent more. Reporters that Trainer adds by itself run before its callbacks; to have them show
     these figures, use `report_to="none"` and `callbacks=[EvolvingCallback(), TensorBoardCallback()]`.
+
+    `accept_changes` resumes from a checkpoint that was made with another schedule, seed or other layers.
     """
 
-    def __init__(self, plan: Plan | None = None) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan | Mapping[str, Any] | None = None, *, accept_changes: bool = False) -> None:
+        self._plan = Plan.model_validate(plan) if isinstance(plan, Mapping) else plan
+        self._accept_changes = accept_changes
+        self._tokens = 0  # on this rank, in the step so far
+        self._counting: Any = None
+        self.made_with: dict[str, Any] | None = None  # what the model in training is made with
+
+    def state(self) -> dict[str, Any]:
+        """What goes into a checkpoint's `trainer_state.json`."""
+        plan = None if self._plan is None else self._plan.model_dump(mode="json")
+        return {
+            "args": {"plan": plan, "accept_changes": self._accept_changes},
+            "attributes": {"made_with": self.made_with},
+        }
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuses a model that was not transformed: it would train whole, and say nothing."""
+        """Refuses a model that was not transformed, which would train whole and say nothing, and another checkpoint."""
         model = _evolving(kwargs["model"])
         if not callable(getattr(model, "set_step", None)):
             raise EstfxError(
                 f"`{type(model).__name__}` is not an evolving model: call `estfx.transform(model, schedule)` before "
                 "you give it to Trainer."
             )
+        self.made_with = made_with(model)
+        if state.global_step > 0 and not self._accept_changes:
+            _refuse_another(state, self.made_with)
+        _warn_of_length(model, state.max_steps)
+        self._stop_counting()
+        self._counting = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Once per optimizer step, before its first micro-batch: picks the stage, draws the subnetwork."""
+        self._tokens = 0
         _evolving(kwargs["model"]).set_step(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Takes from `total_flos`, for which Trainer counts every parameter, those that took no part."""
+        state.total_flos -= 6 * self._tokens * args.world_size * numbers_left_out(_evolving(kwargs["model"]))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._stop_counting()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Adds what the step just taken had at work."""
@@ -59,6 +100,43 @@ class EvolvingCallback(TrainerCallback):
             figures["estfx/flops_saved"] = 1 - spent / (self._plan.whole.flops_model * state.global_step)
         logs.update(figures)
         state.log_history[-1].update(figures)  # Trainer stored a copy of the logs just before
+
+    def _count(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = kwargs.get(getattr(model, "main_input_name", "input_ids"))
+        if model.training and isinstance(tokens, torch.Tensor):  # as Trainer counts them
+            self._tokens += tokens.numel()
+
+    def _stop_counting(self) -> None:
+        if self._counting is not None:
+            self._counting.remove()
+            self._counting = None
+
+
+def _refuse_another(state: TrainerState, now: Mapping[str, Any]) -> None:
+    """Raises EstfxError if a checkpoint was made with something else than the model is."""
+    callbacks: Any = state.stateful_callbacks or {}
+    stored = callbacks.get(EvolvingCallback.__name__)
+    for each in stored if isinstance(stored, list) else [stored]:
+        before = ((each or {}).get("attributes") or {}).get("made_with")
+        if before is not None and (lines := differences(before, now)):
+            raise EstfxError(
+                f"the checkpoint of step {state.global_step} was made with something else: {'; '.join(lines)}. "
+                "Transform the model as it was, or pass EvolvingCallback(accept_changes=True)."
+            )
+
+
+def _warn_of_length(model: Any, max_steps: int) -> None:
+    total = model.schedule.total_steps
+    if total is None or total == max_steps:
+        return
+    number = model.schedule.stage_at(max_steps - 1)[0] + 1
+    stages = len(model.schedule.stages)
+    what = (
+        f"the run ends in stage {number} of {stages}"
+        if max_steps < total
+        else f"its last stage goes on for {max_steps - total} steps more"
+    )
+    log.warning("Trainer runs for %d steps, the schedule is made for %d: %s", max_steps, total, what)
 
 
 def flops_until(plan: Plan, num_steps: int) -> float:

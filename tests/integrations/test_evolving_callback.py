@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -88,8 +90,9 @@ def test_a_wrapped_model_is_found(evolving):
     assert evolving.stage_index == 1
 
 
-def test_the_callback_holds_no_state(evolving, tmp_path):
-    callback = EvolvingCallback()
-    before = dict(vars(callback))
+def test_the_callback_can_be_made_again_from_its_state(evolving, tmp_path):
+    plan = estfx.plan(gpt2(), estfx.Schedule.est(TOTAL_STEPS), batch_size=4, seq_len=8)
+    callback = EvolvingCallback(plan)
     trainer_of(evolving, tmp_path, callback).train()
-    assert vars(callback) == before
+    state = json.loads(json.dumps(callback.state()))
+    assert EvolvingCallback.from_state(state).state() == callback.state()

@@ -73,9 +73,26 @@ def test_each_part_of_a_sum_has_its_own_factor(heads: int, neurons: int) -> None
     run_passes(gm, specialisation({head_axis: heads, neuron_axis: neurons}))
     out = next(n for n in gm.graph.nodes if n.name == "linear_2")
     if HEADS / heads == NEURONS / neurons:
-        assert out.args[0].args[1] == HEADS / heads
+        assert out.args[1].args[1] == HEADS / heads
         return
     scaled = [
-        (n.args[1], sizes(n)[-1]) if n.target is aten.mul.Tensor else (1.0, sizes(n)[-1]) for n in out.args[0].args[0]
+        (n.args[1], sizes(n)[-1]) if n.target is aten.mul.Tensor else (1.0, sizes(n)[-1]) for n in out.args[1].args[0]
     ]
     assert scaled == [(HEADS / heads, heads * HEAD_DIM), (NEURONS / neurons, neurons)]
+
+
+class Transposed(PreNorm):
+    """The matrix of the MLP's last product is an activation: there is no weight to be scaled."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_BTD = x_BTD + self.attention(self.norm_1(x_BTD))
+        hidden = F.gelu(self.mlp.up(self.norm_2(x_BTD)))
+        return x_BTD + (self.mlp.down.weight @ hidden.transpose(1, 2)).transpose(1, 2)
+
+
+def test_an_activation_is_scaled_where_it_is_the_second_operand() -> None:
+    gm = analysed(Transposed())
+    run_passes(gm, specialisation(halved(gm)))
+    product = next(n for n in gm.graph.nodes if n.target is aten.matmul.default)
+    assert product.args[0].op == "call_function"
+    assert product.args[1].target is aten.mul.Tensor

@@ -1,0 +1,130 @@
+"""What estfx's own Python costs: the draws of a step, `set_step`, and the call of a layer; no arithmetic to speak of.
+
+    python benchmarks/overhead.py [--layers 100] [--neurons 6400] [--repeats 50]
+
+1. `set_step` for GPT-2 layers with that many neurons, and the draws in it apart.
+2. Microseconds that a layer takes, forward and backward, where its tensors have next to no elements: eager, compiled as
+   a whole model, compiled layer by layer, and as estfx runs it with half the heads and neurons. On a GPU this is the
+   time in which the kernels of a layer have to be launched; what a layer computes for longer hides it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from results import write
+from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+
+import estfx
+from estfx import runtime
+from estfx.bench.meters import synchronize
+from estfx.schedule import Schedule, Stage
+
+HALF = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5), Stage(start=1_000_000)])
+
+
+def gpt2(layers: int, width: int, neurons: int) -> torch.nn.Module:
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=4, n_inner=neurons, vocab_size=64, n_positions=8)
+    return GPT2Model(config)
+
+
+def llama(layers: int) -> torch.nn.Module:
+    config = LlamaConfig(
+        num_hidden_layers=layers, hidden_size=32, intermediate_size=64, num_attention_heads=4, vocab_size=64
+    )
+    return LlamaModel(config)
+
+
+def seconds(work: Callable[[int], object], repeats: int, device: str) -> list[float]:
+    """Of each repeat, after two that are not counted."""
+    found = []
+    for repeat in range(repeats + 2):
+        synchronize(torch.device(device))
+        start = time.perf_counter()
+        work(repeat)
+        synchronize(torch.device(device))
+        found.append(time.perf_counter() - start)
+    return found[2:]
+
+
+def steps(options: argparse.Namespace) -> dict[str, float]:
+    model: Any = estfx.transform(
+        gpt2(options.layers, 32, options.neurons).to(options.device),
+        Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5)]),
+        compile=False,
+        verify=False,
+    )
+    draws: list[float] = []
+
+    def timed(draw: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            drawn = draw(*args, **kwargs)
+            draws.append(time.perf_counter() - start)
+            return drawn
+
+        return run
+
+    whole = seconds(model.set_step, options.repeats, options.device)
+    with (
+        mock.patch.object(runtime, "draw_units", timed(runtime.draw_units)),
+        mock.patch.object(runtime, "draw_layers", timed(runtime.draw_layers)),
+    ):
+        seconds(lambda repeat: model.set_step(1000 + repeat), options.repeats, options.device)
+    each = len(draws) // (options.repeats + 2)
+    by_step = [sum(draws[i : i + each]) for i in range(2 * each, len(draws), each)]
+    return {"set_step_ms": 1000 * statistics.median(whole), "draws_ms": 1000 * statistics.median(by_step)}
+
+
+def calls(model: torch.nn.Module, layers: int, options: argparse.Namespace) -> dict[str, float]:
+    torch._dynamo.reset()
+    model = model.to(options.device).train()
+    evolving: Any = estfx.transform(copy.deepcopy(model), HALF, verify=False)
+    by_layer = copy.deepcopy(model)
+    for layer in by_layer.h if hasattr(by_layer, "h") else by_layer.layers:
+        layer.compile(fullgraph=True)
+    arms = {"eager": model, "compiled": torch.compile(model), "compiled_layers": by_layer, "estfx": evolving}
+    tokens = torch.zeros(1, 4, dtype=torch.int64, device=options.device)
+
+    def step(name: str, repeat: int) -> float:
+        if name == "estfx":
+            evolving.set_step(repeat)
+        synchronize(torch.device(options.device))
+        start = time.perf_counter()
+        arms[name](input_ids=tokens, use_cache=False).last_hidden_state.sum().backward()
+        synchronize(torch.device(options.device))
+        return (time.perf_counter() - start) / layers * 1e6
+
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for repeat in range(options.repeats + 2):
+        for name, own in times.items():
+            own.append(step(name, repeat))
+    return {name: statistics.median(own[2:]) for name, own in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=100)
+    parser.add_argument("--neurons", type=int, default=6400)
+    parser.add_argument("--called-layers", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    rows = {"a step": steps(options)}
+    number = options.called_layers
+    rows["microseconds a layer, gpt2"] = calls(gpt2(number, 32, 64), number, options)
+    rows["microseconds a layer, llama"] = calls(llama(number), number, options)
+    for name, row in rows.items():
+        print(f"{name}: {', '.join(f'{key} {value:.2f}' for key, value in row.items())}")
+    write("overhead", vars(options), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Ranks that train one model must draw one subnetwork: under FSDP one that skips another layer computes wrong values.
+
+Draws are a pure function of the schedule, the seed and the step, so ranks differ only if one of these does, or the
+model. All ranks tell each other what they hold, now and then, over a group of processes of its own on the CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.distributed as dist
+
+from estfx.errors import EstfxError
+
+if TYPE_CHECKING:
+    from estfx.runtime import Runtime
+
+__all__ = ["Agreement", "held_by"]
+
+_groups: dict[int, Any] = {}  # by the identity of the group of all ranks, which is another after a new start
+
+
+@dataclass
+class Agreement:
+    """Counts the steps that were set, and has the ranks compare at the first, and then every so many."""
+
+    every: int = 0  # never
+    calls: int = 0
+
+    def is_due(self, new_stage: bool) -> bool:
+        """Whether to compare at this call. Counts it."""
+        self.calls += 1
+        if self.every == 0 or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return False
+        return new_stage or (self.calls - 1) % self.every == 0
+
+    def check(self, held: Mapping[str, object]) -> None:
+        """Raises EstfxError on every rank if two of them hold something else; `held` has the same keys on all."""
+        own = {"calls of set_step": self.calls, **held}
+        others: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(others, own, group=_group())
+        differing = {name: [other.get(name) for other in others] for name in own}
+        differing = {name: values for name, values in differing.items() if any(v != values[0] for v in values)}
+        if differing:
+            raise EstfxError(
+                "the ranks do not agree on what to train, so that their gradients do not belong together: "
+                f"{'; '.join(_in_words(name, values) for name, values in differing.items())}. Give every rank the same "
+                "model, schedule and seed, and call set_step with the same step on each."
+            )
+
+
+def _group() -> Any:
+    """All ranks, over gloo: it waits for no kernel on a GPU."""
+    world = dist.group.WORLD
+    if id(world) not in _groups:
+        _groups.clear()
+        _groups[id(world)] = world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+    return _groups[id(world)]
+
+
+def _in_words(name: str, values: list[object]) -> str:
+    ranks: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        ranks.setdefault(str(value), []).append(rank)
+    each = (f"{value} on rank{'s' if len(own) > 1 else ''} {_some(own)}" for value, own in ranks.items())
+    return f"{name} {', '.join(each)}"
+
+
+def _some(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
+
+
+def held_by(runtime: Runtime) -> dict[str, object]:
+    """What must be the same on all ranks."""
+    layers = [
+        (name, [(role.name, role.axis.size) for role in k.first.roles.found]) for name, k in runtime.layers.items()
+    ]
+    drawn = [(name, role, units) for name, roles in runtime.drawn.items() for role, units in sorted(roles.items())]
+    return {
+        "step": runtime.step,
+        "seed": runtime.seed,
+        "schedule": _digest(runtime.schedule.model_dump_json()),
+        "layers": f"{len(layers)} ({_digest(*layers)})",
+        "subnetwork": _digest(runtime.running, *(part for each in drawn for part in each)),
+    }
+
+
+def _digest(*parts: object) -> str:
+    """A short text that is the same for the same parts: arrays by their values, anything else by its representation."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return found.hexdigest()

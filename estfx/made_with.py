@@ -1,0 +1,54 @@
+"""What decides the draws of a run, for a checkpoint to hold: a run must go on with what it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from estfx.runtime import Runtime
+from estfx.trace import ATTRIBUTE
+
+__all__ = ["differences", "made_with"]
+
+
+def made_with(model: nn.Module) -> dict[str, Any]:
+    """The schedule, the seed and the layers of a transformed model with the sizes of what is drawn, as plain data."""
+    runtime: Runtime = vars(model)[ATTRIBUTE]
+    layers = {
+        name: {"droppable": kind.first.residuals.droppable}
+        | {role.name: role.axis.size for role in kind.first.roles.found}
+        for name, kind in runtime.layers.items()
+    }
+    schedule = runtime.schedule.model_dump(mode="json")
+    return {"model": type(model).__name__, "schedule": schedule, "seed": runtime.seed, "layers": layers}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """What differs between two of them, in words, the first five."""
+    lines = _differences(before, now, path)
+    return lines if len(lines) <= 5 else [*lines[:5], f"and {len(lines) - 5} more"]
+
+
+def _differences(before: object, now: object, path: str) -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = dict.fromkeys([*before, *now])
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True), start=1)
+        return [line for number, (a, b) in pairs for line in _differences(a, b, f"{path} {number}")]
+    if before == now:
+        return []
+    return [f"{path} was {_short(before)}, is {_short(now)}"]
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "not there"
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,175 @@
+"""`transform` and `restore`: an ordinary model becomes one that trains a part of itself, and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from estfx.agreement import Agreement
+from estfx.compilation import compiler_of
+from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
+from estfx.evolving import EvolvingModel, evolving_class, original_class
+from estfx.fused_loss import check_fusible
+from estfx.layer_kind import Kind
+from estfx.layer_names import LayerPatterns
+from estfx.mount import Call, is_mounted, mount, unmount
+from estfx.outside import changed_outside, mount_outside, unmount_outside
+from estfx.programs import Variant, analysed
+from estfx.report import Report, report_of
+from estfx.runtime import Runtime
+from estfx.schedule import Schedule
+from estfx.trace import ATTRIBUTE, trace
+from estfx.verification import verify_kind
+
+__all__ = ["restore", "transform"]
+
+log = logging.getLogger(__name__)
+
+
+def transform(
+    model: nn.Module,
+    schedule: Schedule,
+    *,
+    example_inputs: object = None,
+    layers: LayerPatterns | None = None,
+    seed: int = 0,
+    compile: bool = True,
+    compile_outside: bool = True,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    fuse_loss: bool = False,
+    check_ranks_every: int = 100,
+    verify: bool = True,
+) -> Any:
+    """Makes a decoder train as the schedule says: first a random part of it, in the end the whole.
+
+    Returns the model that it was given: same parameters, same `state_dict` keys, same class name. Call
+    `model.set_step(step)` before each optimizer step; in eval mode the model is the original one, always whole.
+
+    Args:
+        model: any decoder of transformers, or any module of one's own.
+        schedule: the stages, such as `Schedule.est(total_steps)`.
+        example_inputs: keyword arguments (a dict) or arguments (a tuple) of the model's forward, on its device. A
+            transformers model needs none.
+        layers: names of the layers, for a model in which they are not found or not those that are meant: a pattern such
+            as `"blocks.*"`, in which a star stands within one component of a dotted name, or a list of patterns and
+            names. By default the members of an `nn.ModuleList`, an `nn.ModuleDict` or an `nn.Sequential`, or
+            attributes of one class, that pass a stream along.
+        seed: of the draws; the same on every rank.
+        compile: compile each program with `torch.compile`; the first step of each stage then takes longer.
+        compile_outside: with `compile`, compile what lies around the layers too, in training: the loss of a
+            transformers model (`model.loss_function`), and embeddings, norms and heads of several operations. One that
+            torch.compile does not take runs as it is, with a warning.
+        mode: of `torch.compile`, such as `"max-autotune-no-cudagraphs"`.
+        options: of `torch.compile`, instead of a mode.
+        fuse_loss: compute a transformers model's LM head and loss together, in pieces, so that the logits of a batch
+            are never in memory all at once (torch's `linear_cross_entropy`, from 2.13 on). The same loss up to
+            rounding; the model's `logits` are then computed only when something reads them.
+        check_ranks_every: with several processes of torch.distributed, `set_step` has them compare what each is about
+            to train: at its first call, at every change of stage, and at every so many calls; 0 for never, where ranks
+            hold different layers (pipelines).
+        verify: check on a tiny batch that each kind of layer, whole, is the original to the bit, and narrowed, the
+            masked original in float64. An axis that fails stays whole and is reported.
+
+    Raises:
+        UnsupportedModelError: no layers, or nothing in them that could be skipped or narrowed; `layers` names what is
+            no layer.
+        TraceError: no layer can be made a graph, or the model does not run on the example inputs.
+        VerifyError: a whole layer's graph does not compute what the layer does: a fault of estfx.
+        EstfxError: the model is transformed already.
+
+    Source: Evolving Subnetwork Training, arXiv 2406.06962.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"transform takes an nn.Module, not a {type(model).__name__}.")
+    if not isinstance(schedule, Schedule):
+        raise ScheduleError(
+            f"schedule is a {type(schedule).__name__}; pass an estfx.Schedule, such as Schedule.est(total_steps)."
+        )
+    if isinstance(model, EvolvingModel):
+        raise EstfxError(
+            f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
+        )
+    compiler = compiler_of(compile, mode, options, compile_outside)
+    if fuse_loss:
+        check_fusible(model)
+    decoder = trace(model, example_inputs, layers=layers)
+    variants: dict[str, Variant] = {}
+    notes: dict[str, list[str]] = {}
+    for name, traced in decoder.traced.items():
+        variants[name] = analysed(traced)
+        if verify:
+            call = next(info.call for info in decoder.infos.values() if info.program == name)
+            notes[name] = verify_kind(variants[name], call)
+    report = report_of(decoder, variants, notes)
+    _require_something(model, report)
+    kinds = {}
+    for name, variant in variants.items():
+        calls = [info.call for info in decoder.infos.values() if info.program == name]
+        kinds[name] = Kind(name, variant, tuple(calls), verify_kind if verify else None)
+    by_layer = {name: kinds[info.program] for name, info in decoder.infos.items()}
+    paths = {name: info.call.path for name, info in decoder.infos.items()}
+    runtime = Runtime(
+        schedule, seed, report, by_layer, compiler, paths, layers, fuse_loss, Agreement(check_ranks_every)
+    )
+    for path in dict.fromkeys(paths.values()):
+        own = [Call(name, kind) for name, kind in by_layer.items() if paths[name] == path]
+        mount(model.get_submodule(path), path, own, runtime)
+    if compiler is not None and compiler.outside:
+        mount_outside(model, {*paths.values(), *decoder.left}, runtime)
+    model.__dict__[ATTRIBUTE] = runtime
+    model.__class__ = evolving_class(type(model))
+    for name, reason in decoder.left.items():
+        log.warning("layer `%s` runs as it is, always whole: %s", name, reason)
+    for line in missing(schedule, report):
+        log.warning(line)
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undoes `transform`, and returns the model; its parameters stay as they are."""
+    if not isinstance(model, EvolvingModel):
+        raise EstfxError(f"this `{type(model).__name__}` is not transformed; there is nothing to restore.")
+    layers = [model.get_submodule(path) for path in dict.fromkeys(model._runtime.paths.values())]
+    original = original_class(model)
+    changed = [module for module in layers if not is_mounted(module)] + changed_outside(model)
+    if original is None or changed:
+        raise EstfxError(
+            f"the class of this `{type(model).__name__}` or of its layers was changed again after transform, as "
+            "fully_shard does it. Undo that first."
+        )
+    for layer in layers:
+        unmount(layer)
+    unmount_outside(model)
+    del model.__dict__[ATTRIBUTE]
+    plain: nn.Module = model
+    plain.__class__ = original
+    return plain
+
+
+def _require_something(model: nn.Module, report: Report) -> None:
+    if any(layer.axes or layer.droppable for layer in report.layers):
+        return
+    reasons = list(dict.fromkeys(note for layer in report.layers for note in layer.notes))
+    raise UnsupportedModelError(
+        f"nothing in the {len(report.layers)} layers of `{type(model).__name__}` can be narrowed or skipped: "
+        f"{'; '.join(reasons)}. Training it in stages would change nothing."
+    )
+
+
+def missing(schedule: Schedule, report: Report) -> list[str]:
+    """What the schedule asks for and the model has not got, in words."""
+    lines = []
+    roles = {axis.role.split("_")[0] for layer in report.layers for axis in layer.axes}
+    have = {
+        "heads": bool(roles & {"heads", "channels"}),
+        "neurons": "neurons" in roles,
+        "layers": any(layer.droppable for layer in report.layers),
+    }
+    for name, there in have.items():
+        if not there and any(getattr(stage, name) < 1 for stage in schedule.stages):
+            lines.append(f"the schedule narrows {name}, but none were found in `{report.model}`; they stay whole")
+    return lines
