@@ -1,6 +1,9 @@
-"""The command line. Exit status 0: done, 1: the work failed, 2: bad input, told in one message without a traceback."""
+"""The command line. Exit status 0: done, 1: the work failed, 2: bad input, told in one message without a traceback;
+3: a training run was told to terminate, and can be resumed.
+"""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +27,7 @@ class _TellsFaults(TyperGroup):
         except EstfxError as error:
             for line in (f"error: {error}", *getattr(error, "__notes__", ())):
                 typer.echo(line, err=True)
-            raise typer.Exit(1 if _is_failed_work(error) else 2) from None
+            raise typer.Exit(_status(error)) from None
 
 
 app = typer.Typer(
@@ -100,17 +103,37 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/<model>-<time>.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, from its last complete checkpoint.")
+    ] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="With --resume: go on with another configuration than before.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a decoder through its stages on the text of Python's own standard library."""
+    """Train a decoder through its stages; without a CONFIG on the text of Python's own standard library.
+
+    Runs under torchrun as it is: torchrun --nproc-per-node 2 -m estfx train …
+    """
+    from estfx.settings import SettingsError
     from estfx.train_config import RunConfig
 
+    if resume and out is None:
+        raise SettingsError("--resume goes on with the run in a folder; say which by --out.")
+    if accept_changes and not resume:
+        raise SettingsError("--accept-changes is for --resume.")
     named = [f"model.name={json.dumps(model)}"] if model is not None else []
-    run = RunConfig.load(config, [*(overrides or ()), *named])
+    changes = [*(overrides or ()), *named]
+    if resume and config is None and out is not None and (out / "config.yaml").exists():
+        config = out / "config.yaml" if changes else None
+    run = None if resume and config is None else RunConfig.load(config, changes)
     from estfx.train import default_folder
     from estfx.train import train as run_training
 
-    summary = run_training(run, out if out is not None else default_folder(run.model.name), Console(stderr=True))
+    folder = out if out is not None else default_folder((run or RunConfig()).model.name)
+    summary = run_training(run, folder, Console(stderr=True), resume=resume, accept_changes=accept_changes)
+    if int(os.environ.get("RANK", "0")) != 0:  # the first one prints
+        return
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
@@ -201,10 +224,13 @@ def bench(
         print_result(Console(), result)
 
 
-def _is_failed_work(error: EstfxError) -> bool:
+def _status(error: EstfxError) -> int:
     if isinstance(error, VerifyError):
-        return True
+        return 1
     from estfx.bench import BenchFailedError
+    from estfx.train import StoppedError
     from estfx.train_recorder import TrainingFailedError
 
-    return isinstance(error, TrainingFailedError | BenchFailedError)
+    if isinstance(error, StoppedError):
+        return 3
+    return 1 if isinstance(error, TrainingFailedError | BenchFailedError) else 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
 
@@ -27,14 +27,9 @@ T = TypeVar("T")
 Counts = tuple[tuple[str, int], ...]  # (role, units kept), sorted, whole ones left out
 
 
-@cache
-def _parts(path: str) -> tuple[str, ...]:
-    return tuple(path.split("."))
-
-
 def resolve(module: nn.Module, path: str) -> torch.Tensor:
     """The parameter or buffer at a dotted path, whatever stands there now."""
-    *owners, name = _parts(path)
+    *owners, name = path.split(".")
     for owner in owners:  # past the modules' own __getattr__, which takes ten times as long
         inner = module.__dict__["_modules"].get(owner)
         module = getattr(module, owner) if inner is None else inner

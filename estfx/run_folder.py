@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -19,20 +20,65 @@ _PACKAGES = ("estfx", "torch", "transformers", "accelerate", "numpy")
 
 
 class RunFolder:
-    """A new folder, written to as the run goes; each line of metrics is on disk when it is written."""
+    """A new folder, written to as the run goes; each line of metrics is on disk when it is written.
 
-    def __init__(self, path: str | Path) -> None:
+    With `resume` it is one that holds a run. With `writes=False`, as on all ranks but the first, nothing is written.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
+        if resume and not self.config.exists():
+            raise SettingsError(f"{self.path} holds no run to be resumed: there is no {self.config.name} in it.")
+        if not writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # exclusive: two runs in one folder would mix their metrics
-            self._metrics = (self.path / "metrics.jsonl").open("x", encoding="utf-8")
+            self._metrics = self._lines.open("a" if resume else "x", encoding="utf-8")
         except FileExistsError:
-            raise SettingsError(f"{self.path} is a file or already holds a run; choose another --out.") from None
+            raise SettingsError(
+                f"{self.path} is a file or already holds a run; choose another --out, or go on with it by --resume."
+            ) from None
         except OSError as error:
             raise SettingsError(
                 f"cannot write to the folder {self.path}: {error.strerror}; choose another --out."
             ) from None
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def _lines(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def is_finished(self) -> bool:
+        return (self.path / "summary.json").exists()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines so far. A last one that is not whole, of a run that was killed, is left out."""
+        lines = []
+        for line in self._lines.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    def go_back_to(self, step: int) -> None:
+        """Leaves out of the metrics what came after a number of steps: it is computed again."""
+        if not self.writes:
+            return
+        kept = [line for line in self.metrics() if line["step"] < step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        self._metrics.close()
+        self._replace(self._lines, text)
+        self._metrics = self._lines.open("a", encoding="utf-8")
 
     @property
     def model(self) -> Path:
@@ -45,19 +91,23 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.writes:
+            return
         self._metrics.close()
-        metrics = self.path / "metrics.jsonl"
-        if metrics.stat().st_size == 0:  # nothing was run, so the folder may be used again
-            metrics.unlink()
+        if self._lines.stat().st_size == 0:  # nothing was run, so the folder may be used again
+            self._lines.unlink()
+        with suppress(OSError):  # there are some in it, or there is none
+            self.checkpoints.rmdir()
 
     def write_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        if self.writes:
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
 
     def write_config(self, config: Settings) -> None:
         """Writes config.yaml."""
-        config.to_yaml(self.path / "config.yaml")
+        self._replace(self.config, config.to_yaml())
 
     def write_environment(self) -> None:
         """Writes environment.json: versions and hardware, nothing about who ran it or where."""
@@ -68,7 +118,14 @@ class RunFolder:
         self._write_json("summary.json", summary)
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        self._replace(self.path / name, json.dumps(data, indent=2) + "\n")
+
+    def _replace(self, path: Path, text: str) -> None:
+        """Writes a file in one piece: a run that is killed leaves it whole, or as it was."""
+        if self.writes:
+            aside = path.with_name(f"{path.name}.unfinished")
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(path)
 
 
 def environment() -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Real text on every machine, without a download: the sources of Python's own standard library, bytes as tokens."""
+"""Texts as blocks of tokens: bytes, or the tokens of a tokenizer of one's own."""
+
+from __future__ import annotations
 
 import hashlib
-import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,29 +14,64 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from estfx.errors import EstfxError
+from estfx.settings import SettingsError
 
-__all__ = ["END_OF_FILE", "VOCAB_SIZE", "Blocks", "Corpus", "standard_library"]
+__all__ = ["BYTES", "Blocks", "Corpus", "Tokens", "corpus_of", "tokens_of"]
 
-END_OF_FILE = 256  # the token after every file; the tokens below it are bytes
-VOCAB_SIZE = 257
+BYTES = "bytes"
+_HELD_OUT_ONE_IN = 20  # texts
 
-_NOT_OURS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
-_HELD_OUT_ONE_IN = 20  # files
+
+@dataclass(frozen=True)
+class Tokens:
+    """What texts are made of: bytes, if there is no tokenizer."""
+
+    vocab_size: int = 257
+    end_of_text: int = 256  # the token after every text; the tokens below it are bytes
+    tokenizer: Any = None
+
+    def of(self, texts: Sequence[bytes]) -> NDArray[np.int32]:
+        """All texts as one stream, each with the end of the text behind it."""
+        end = np.array([self.end_of_text], dtype=np.int32)
+        return np.concatenate([part for text in texts for part in (self._of(text), end)])
+
+    def _of(self, text: bytes) -> NDArray[np.int32]:
+        if self.tokenizer is None:
+            return np.frombuffer(text, dtype=np.uint8).astype(np.int32)
+        found = self.tokenizer(text.decode(errors="replace"), add_special_tokens=False, verbose=False)
+        return np.asarray(found["input_ids"], dtype=np.int32)
+
+
+def tokens_of(tokenizer: str) -> Tokens:
+    """`bytes`, or a folder with a tokenizer of transformers. Raises SettingsError if there is none in it."""
+    if tokenizer == BYTES:
+        return Tokens()
+    if not Path(tokenizer).is_dir():
+        raise SettingsError(f"data.tokenizer must be `bytes` or a folder with a tokenizer; {tokenizer} is no folder.")
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    except Exception as error:  # of many kinds, by what is missing
+        raise SettingsError(f"{tokenizer} holds no tokenizer that transformers can load: {error}") from None
+    if found.eos_token_id is None:
+        raise SettingsError(f"the tokenizer in {tokenizer} has no eos_token, which ends every text; give it one.")
+    return Tokens(len(found), found.eos_token_id, found)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token streams (int16), split by file, so that no file is in both."""
+    """Token streams, split by text, so that no text is in both; a single text is split near its end."""
 
-    train: NDArray[np.int16]
-    held_out: NDArray[np.int16]
-    num_files: int
+    train: NDArray[np.int32]
+    held_out: NDArray[np.int32]
+    num_texts: int  # different ones
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
     """Consecutive blocks of `seq_len` tokens, `{input_ids, labels}`, both int64 `[seq_len]`; a rest is left out."""
 
-    def __init__(self, tokens: NDArray[np.int16], seq_len: int, max_blocks: int | None = None) -> None:
+    def __init__(self, tokens: NDArray[Any], seq_len: int, max_blocks: int | None = None) -> None:
         num_blocks = len(tokens) // seq_len
         if num_blocks == 0:
             raise EstfxError(f"a text of {len(tokens)} tokens holds no block of {seq_len}; use a smaller data.seq_len.")
@@ -52,35 +89,25 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": tokens_T, "labels": labels_T}
 
 
-def standard_library(root: str | Path | None = None) -> Corpus:
-    """Reads the standard library's modules (no tests, no installed packages), each different text once.
+def corpus_of(texts: Iterable[bytes], tokens: Tokens | None = None) -> Corpus:
+    """The texts as tokens (by default bytes), each different text once.
 
-    Every twentieth file by the hash of its content is held out, so the split does not move when files come or go.
-    Raises EstfxError if the sources are not installed.
+    Every twentieth text by the hash of its content is held out, so the split does not move when texts come or go. Of
+    texts too few for that, the last twentieth of all tokens is held out. Raises EstfxError if there is no text.
     """
-    folder = Path(root) if root is not None else Path(sysconfig.get_path("stdlib"))
-    texts = {hashlib.blake2b(text, digest_size=16).digest(): text for text in _sources(folder)}
-    digests = sorted(texts)  # a fixed order that mixes the modules
-    held_out = [texts[digest] for digest in digests if _is_held_out(digest)]
-    train = [texts[digest] for digest in digests if not _is_held_out(digest)]
-    if not train or not held_out:
-        raise EstfxError(
-            f"{folder} holds too few Python sources to train on ({len(texts)} files); install Python's library sources."
-        )
-    return Corpus(_tokens(train), _tokens(held_out), len(texts))
-
-
-def _sources(folder: Path) -> Iterator[bytes]:
-    for path in folder.rglob("*.py"):
-        if _NOT_OURS.isdisjoint(path.relative_to(folder).parts) and (text := path.read_bytes()):
-            yield text
+    tokens = tokens or Tokens()
+    different = {hashlib.blake2b(text, digest_size=16).digest(): text for text in texts}
+    if not different:
+        raise EstfxError("there is no text to train on; see data.source.")
+    digests = sorted(different)  # a fixed order that mixes the texts
+    held_out = [different[digest] for digest in digests if _is_held_out(digest)]
+    train = [different[digest] for digest in digests if not _is_held_out(digest)]
+    if held_out and train:
+        return Corpus(tokens.of(train), tokens.of(held_out), len(different))
+    stream = tokens.of(train or held_out)
+    end = len(stream) - max(1, len(stream) // _HELD_OUT_ONE_IN)
+    return Corpus(stream[:end], stream[end:], len(different))
 
 
 def _is_held_out(digest: bytes) -> bool:
     return int.from_bytes(digest[:4], "big") % _HELD_OUT_ONE_IN == 0
-
-
-def _tokens(texts: Sequence[bytes]) -> NDArray[np.int16]:
-    end = np.array([END_OF_FILE], dtype=np.int16)
-    parts = [part for text in texts for part in (np.frombuffer(text, dtype=np.uint8).astype(np.int16), end)]
-    return np.concatenate(parts)

@@ -16,6 +16,7 @@ from estfx.export import TracedLayer, trace_call
 from estfx.kinds import canonical, differing_attributes, kind_key
 from estfx.layer_names import LayerPatterns
 from estfx.placement import placement
+from estfx.sharding import unsharded
 
 ATTRIBUTE = "_estfx"  # where a transformed model and its layers keep what estfx adds
 __all__ = ["Decoder", "LayerInfo", "trace"]
@@ -114,7 +115,8 @@ def _trace(model: nn.Module, example_inputs: object, layers: LayerPatterns | Non
             )
         if key not in traced and key not in refused:
             try:
-                layer = trace_call(call)
+                with unsharded(model, call.path):
+                    layer = trace_call(call)
             except TraceError as error:
                 refused[key] = error
             else:

@@ -1,62 +1,113 @@
 """Trains a decoder through the stages of a schedule, with transformers' Trainer, into a run folder."""
 
+from __future__ import annotations
+
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 import estfx
+from estfx.checkpointing import CheckpointingTrainer, StopsOnSignal
+from estfx.checkpoints import checked, latest, step_of, tidy
+from estfx.documents import documents
+from estfx.errors import EstfxError
 from estfx.integrations.transformers import EvolvingCallback
+from estfx.made_with import differences
 from estfx.model_spec import build_model
-from estfx.plan import Plan
 from estfx.progress import ProgressDisplay
 from estfx.quiet import quiet_transformers
 from estfx.run_folder import RunFolder
 from estfx.settings import SettingsError
-from estfx.text_data import VOCAB_SIZE, Blocks, standard_library
+from estfx.text_data import Blocks, Tokens, corpus_of, tokens_of
 from estfx.toolchain import why_not_compiled
 from estfx.train_config import RunConfig
-from estfx.train_recorder import StepRecorder
+from estfx.train_recorder import StepRecord, StepRecorder
 from estfx.train_summary import stage_seconds
 
-__all__ = ["default_folder", "train"]
+__all__ = ["StoppedError", "default_folder", "train"]
 
 
-def train(config: RunConfig, folder: str | Path, console: Console) -> dict[str, Any]:
+class StoppedError(EstfxError):
+    """The run was told to terminate, and can be resumed."""
+
+
+def train(
+    config: RunConfig | None,
+    folder: str | Path,
+    console: Console,
+    *,
+    resume: bool = False,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
     """Runs the training that `config` describes, shows it on `console`, and returns the summary.
 
     The folder then holds `metrics.jsonl`, `config.yaml`, `environment.json`, `summary.json` and `model/`, an ordinary
-    checkpoint. Raises SettingsError for what cannot be run, TrainingFailedError if the loss is lost.
+    checkpoint. With `resume` the run in the folder goes on from its last complete checkpoint; a `config` that is given
+    too must be the run's own, unless `accept_changes`. Under torchrun every rank calls this, and the first one writes.
+
+    Raises SettingsError for what cannot be run, CheckpointError for a checkpoint that is damaged, TrainingFailedError
+    if the loss is lost or a checkpoint cannot be written, StoppedError after SIGTERM.
     """
     begun = time.perf_counter()
-    config = config.resolved()
-    with RunFolder(folder) as run, quiet_transformers():
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not first:
+        console = Console(quiet=True)
+    with RunFolder(folder, resume=resume, writes=first) as run, quiet_transformers():
+        config = _resumed(config, run, accept_changes) if resume else (config or RunConfig()).resolved()
         run.write_config(config)
         run.write_environment()
+        arguments = _arguments(config, run)
         torch.manual_seed(config.train.seed)
-        model = _trainable(config)
-        corpus = standard_library()
+        tokens = tokens_of(config.data.tokenizer)
+        model = _trainable(config, tokens)
+        corpus = corpus_of(documents(config.data.sources, config.data.column), tokens)
         train_blocks = Blocks(corpus.train, config.data.seq_len)
         held_out_blocks = Blocks(corpus.held_out, config.data.seq_len, config.data.held_out_blocks)
         schedule = config.schedule.build(config.train.total_steps)
         with ProgressDisplay(console, config.train.total_steps) as display:
             compiles = _compiles(config, display)
-            plan = estfx.plan(model, schedule, batch_size=config.train.batch_size, seq_len=config.data.seq_len)
+            rows = config.train.batch_size * config.train.accumulation * arguments.world_size  # of an optimizer step
+            plan = estfx.plan(model, schedule, batch_size=rows, seq_len=config.data.seq_len)
+            if config.train.gradient_checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
             model = estfx.transform(model, schedule, seed=config.train.seed, compile=compiles)
-            recorder = StepRecorder(run, display, plan, config.train.batch_size * config.data.seq_len)
-            trainer = _trainer(config, run, model, plan, recorder, train_blocks, held_out_blocks)
-            loss_before = _held_out_loss(trainer, run, step=0)
-            display.say(f"held-out loss of the untrained model: {loss_before:.4f}")
+            recorder = StepRecorder(run, display, plan, rows * config.data.seq_len)
+            stops = StopsOnSignal()
+            trainer = CheckpointingTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=train_blocks,
+                eval_dataset=held_out_blocks,
+                callbacks=[recorder, stops, EvolvingCallback(plan, accept_changes=accept_changes)],
+                keep=config.train.keep_checkpoints,
+            )
+            trainer.remove_callback(PrinterCallback)  # the display prints
+            checkpoint = None
+            if resume:
+                checkpoint = _checkpoint(run, None if accept_changes else arguments.world_size, recorder)
+                display.say(
+                    f"going on from {checkpoint.name}" if checkpoint else "no checkpoint yet: from the beginning"
+                )
+            if checkpoint is None:
+                loss_before = _held_out_loss(trainer, run, step=0)
+                display.say(f"held-out loss of the untrained model: {loss_before:.4f}")
             prepared = time.perf_counter()
-            trainer.train()
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             trained = time.perf_counter()
+            if stops.stopped:
+                raise StoppedError(
+                    f"told to terminate: stopped after {trainer.state.global_step} steps, with a checkpoint. "
+                    f"`estfx train --resume --out {folder}` goes on."
+                )
             loss_after = _held_out_loss(trainer, run, step=config.train.total_steps)
         model.eval()
-        model.save_pretrained(run.model)
+        if first:
+            model.save_pretrained(run.model)
         summary: dict[str, Any] = {
             "folder": str(folder),
             "model": config.model.name,
@@ -64,7 +115,7 @@ def train(config: RunConfig, folder: str | Path, console: Console) -> dict[str, 
             "steps": len(recorder.steps),
             "compiled": compiles,
             "held_out_loss": {
-                "before": loss_before,
+                "before": next(line["held_out_loss"] for line in run.metrics() if line["kind"] == "eval"),
                 "after": loss_after,
                 "tokens": len(held_out_blocks) * (config.data.seq_len - 1),
             },
@@ -85,7 +136,39 @@ def default_folder(model_name: str) -> Path:
     return Path("runs") / f"{Path(model_name.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _trainable(config: RunConfig) -> PreTrainedModel:
+def _resumed(config: RunConfig | None, run: RunFolder, accept_changes: bool) -> RunConfig:
+    """The run's own configuration. Raises SettingsError if another is asked for, or if there is nothing left to do."""
+    if run.is_finished():
+        raise SettingsError(f"the run in {run.path} is finished; begin a new one with another --out.")
+    before = RunConfig.from_yaml(run.config)
+    if config is None:
+        return before
+    now = config.resolved()
+    changed = differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    if changed and not accept_changes:
+        raise SettingsError(
+            f"the run in {run.path} was begun with something else: {'; '.join(changed)}. Leave the changes out, or "
+            "pass --accept-changes."
+        )
+    return now
+
+
+def _checkpoint(run: RunFolder, ranks: int | None, recorder: StepRecorder) -> Path | None:
+    """The last complete checkpoint, to which the metrics go back; None if there is none yet."""
+    if run.writes:
+        tidy(run.checkpoints)
+    found = latest(run.checkpoints)
+    if found is None:
+        run.go_back_to(0)
+        return None
+    run.go_back_to(step_of(checked(found, ranks)))
+    for line in run.metrics():
+        if line["kind"] == "step":
+            recorder.steps.append(StepRecord(*(line[name] for name in ("step", "stage", "loss", "seconds"))))
+    return found
+
+
+def _trainable(config: RunConfig, tokens: Tokens) -> PreTrainedModel:
     model = build_model(config.model.name, config.model.config).model
     if not isinstance(model, PreTrainedModel):
         raise SettingsError(
@@ -93,10 +176,11 @@ def _trainable(config: RunConfig) -> PreTrainedModel:
             "For any other, call estfx.transform in a training loop of your own."
         )
     text = model.config.get_text_config()
-    if text.vocab_size < VOCAB_SIZE:
+    if text.vocab_size < tokens.vocab_size:
+        what = "bytes as tokens" if tokens.tokenizer is None else "the tokens of data.tokenizer"
         raise SettingsError(
-            f"the model's vocab_size is {text.vocab_size}; bytes as tokens need at least {VOCAB_SIZE}: "
-            f"--set model.config.vocab_size={VOCAB_SIZE}."
+            f"the model's vocab_size is {text.vocab_size}; {what} need at least {tokens.vocab_size}: "
+            f"--set model.config.vocab_size={tokens.vocab_size}."
         )
     longest = getattr(text, "max_position_embeddings", None)
     if isinstance(longest, int) and 0 < longest < config.data.seq_len:
@@ -118,49 +202,43 @@ def _compiles(config: RunConfig, display: ProgressDisplay) -> bool:
     return config.train.compile
 
 
-def _trainer(
-    config: RunConfig,
-    run: RunFolder,
-    model: PreTrainedModel,
-    plan: Plan,
-    recorder: StepRecorder,
-    train_blocks: Dataset[dict[str, torch.Tensor]],
-    held_out_blocks: Dataset[dict[str, torch.Tensor]],
-) -> Trainer:
-    arguments = TrainingArguments(
-        output_dir=str(run.path),
-        max_steps=config.train.total_steps,
-        per_device_train_batch_size=config.train.batch_size,
-        per_device_eval_batch_size=config.train.batch_size,
-        learning_rate=config.train.learning_rate,
+def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
+    settings = config.train
+    if settings.precision == "fp16" and not torch.cuda.is_available():
+        raise SettingsError("train.precision fp16 needs a GPU; use bf16 or float32 on the CPU.")
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=settings.total_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        optim=settings.optimizer,
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=config.train.warmup_steps,
-        weight_decay=config.train.weight_decay,
-        adam_beta2=config.train.adam_beta2,
-        max_grad_norm=config.train.max_grad_norm,
-        seed=config.train.seed,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        ddp_find_unused_parameters=True,  # those of skipped layers
+        ddp_backend="gloo" if "WORLD_SIZE" in os.environ and not torch.cuda.is_available() else None,
+        use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         logging_nan_inf_filter=False,  # a lost loss must be seen
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         prediction_loss_only=True,
-        save_strategy="no",
+        save_strategy="no" if settings.save_every is None else "steps",
+        save_steps=settings.save_every or 500,
         report_to="none",
         disable_tqdm=True,
         log_level="error",
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_blocks,
-        eval_dataset=held_out_blocks,
-        callbacks=[recorder, EvolvingCallback(plan)],
-    )
-    trainer.remove_callback(PrinterCallback)  # the display prints
-    return trainer
 
 
-def _held_out_loss(trainer: Trainer, run: RunFolder, step: int) -> float:
+def _held_out_loss(trainer: CheckpointingTrainer, run: RunFolder, step: int) -> float:
     trainer.args.dataloader_drop_last = False  # every held-out block counts; while training all batches are alike
     loss = float(trainer.evaluate()["eval_loss"])
     trainer.args.dataloader_drop_last = True

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from estfx.documents import STANDARD_LIBRARY
 from estfx.model_presets import small_options
 from estfx.model_spec import merged_options, model_types, parse_options
 from estfx.schedule import Count, Fraction, Schedule, Stage
-from estfx.settings import Settings, SettingsError
-from estfx.text_data import END_OF_FILE, VOCAB_SIZE
+from estfx.settings import Settings, SettingsError, nearest
+from estfx.text_data import BYTES, tokens_of
 
 __all__ = ["DataSettings", "ModelSettings", "RunConfig", "ScheduleSettings", "TrainSettings"]
 
@@ -26,17 +27,27 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
-    """The text: Python's own standard library, bytes as tokens."""
+    """The text: by default Python's own standard library, bytes as tokens. All of it is held in memory."""
 
+    # standard-library, files (patterns will do; .jsonl and .parquet by column, any other is one text), a dataset's name
+    source: str | Annotated[Sequence[str], AfterValidator(tuple)] = STANDARD_LIBRARY
+    column: str = "text"  # of JSON lines, Parquet files and datasets
+    tokenizer: str = BYTES  # or a folder with a tokenizer of transformers
     seq_len: Annotated[int, Field(ge=2, strict=True)] = 128  # tokens
     held_out_blocks: Count = 256  # blocks of seq_len on which the held-out loss is taken
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
 
 
 class TrainSettings(Settings):
     """The optimizer's side."""
 
     total_steps: Count = 300
-    batch_size: Count = 16  # blocks per optimizer step and device
+    batch_size: Count = 16  # blocks of a micro-batch, on each device
+    accumulation: Count = 1  # micro-batches of an optimizer step
+    optimizer: str = "adamw_torch_fused"  # as transformers' Trainer names them (its `optim`)
     learning_rate: Positive = 6e-4  # peak; linear warm-up, then a cosine to 0
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 30
     weight_decay: NotNegative = 0.1
@@ -44,6 +55,20 @@ class TrainSettings(Settings):
     max_grad_norm: Positive = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0  # of weights, data order and draws
     compile: Literal["auto", True, False] = "auto"  # auto: with torch.compile if this machine can
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # of autocast; the weights stay in float32
+    gradient_checkpointing: bool = Field(default=False, strict=True)
+    save_every: Count | None = None  # optimizer steps; none: no checkpoints but when told to terminate
+    keep_checkpoints: Count = 2  # the last ones
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        from transformers.training_args import OptimizerNames
+
+        known = [each.value for each in OptimizerNames]
+        if name not in known:
+            raise ValueError(f"unknown optimizer {name!r}; {nearest(name, known)}")
+        return name
 
 
 class ScheduleSettings(Settings):
@@ -102,8 +127,12 @@ class RunConfig(Settings):
         """The same run with nothing left to presets: all model options and all stages written out."""
         config = dict(self.model.config)
         if self.model.name in model_types():
+            tokens = tokens_of(self.data.tokenizer)
             small = small_options(
-                self.model.name, vocab_size=VOCAB_SIZE, seq_len=self.data.seq_len, end_of_text=END_OF_FILE
+                self.model.name,
+                vocab_size=tokens.vocab_size,
+                seq_len=self.data.seq_len,
+                end_of_text=tokens.end_of_text,
             )
             config = merged_options(self.model.name, small, config)
         schedule = self.schedule.model_dump() | {

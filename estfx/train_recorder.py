@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from estfx.activity import activity_of
@@ -35,7 +36,7 @@ class StepRecorder(TrainerCallback):
     """Must stand before `EvolvingCallback` in Trainer's list, so that the draw counts towards a step's seconds."""
 
     def __init__(self, folder: RunFolder, display: ProgressDisplay, plan: Plan, tokens_per_step: int) -> None:
-        self.steps: list[StepRecord] = []
+        self.steps: list[StepRecord] = []  # those of a run that is resumed among them
         self._folder = folder
         self._display = display
         self._plan = plan
@@ -61,7 +62,7 @@ class StepRecorder(TrainerCallback):
         if "loss" not in logs:  # an evaluation or the closing summary
             return
         step = state.global_step - 1  # Trainer has counted the step already
-        activity = activity_of(kwargs["model"])
+        activity = activity_of(extract_model_from_parallel(kwargs["model"]))
         record = StepRecord(step, activity.stage, float(logs["loss"]), self._seconds)
         self._folder.write_metrics(
             {

@@ -21,6 +21,7 @@ from estfx.programs import Variant, analysed
 from estfx.report import Report, report_of
 from estfx.runtime import Runtime
 from estfx.schedule import Schedule
+from estfx.sharding import unsharded
 from estfx.trace import ATTRIBUTE, trace
 from estfx.verification import verify_kind
 
@@ -103,7 +104,8 @@ def transform(
         variants[name] = analysed(traced)
         if verify:
             call = next(info.call for info in decoder.infos.values() if info.program == name)
-            notes[name] = verify_kind(variants[name], call)
+            with unsharded(model, call.path):
+                notes[name] = verify_kind(variants[name], call)
     report = report_of(decoder, variants, notes)
     _require_something(model, report)
     kinds = {}

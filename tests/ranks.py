@@ -1,21 +1,24 @@
-"""Runs a function on several ranks of torch.distributed, on the CPU."""
+"""Runs functions on several ranks of torch.distributed, on the CPU, in processes that stay for the next ones."""
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
 import tempfile
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-SECONDS = 60  # that a rank waits for the others before it fails
+SECONDS = 120  # that a rank waits for the others, and a test for the ranks, before it fails
 
 
-def _rank(rank: int, folder: str, world_size: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _work(rank: int, world_size: int, folder: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -24,15 +27,61 @@ def _rank(rank: int, folder: str, world_size: int, function: Callable[..., Any],
         world_size=world_size,
         timeout=timedelta(seconds=SECONDS),
     )
-    try:
-        torch.save(function(*args), f"{folder}/{rank}")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    while True:
+        function, args = pipe.recv()
+        try:
+            result = function(*args)
+            dist.barrier()
+        except BaseException:
+            pipe.send((traceback.format_exc(), None))
+        else:
+            pipe.send((None, result))
+
+
+class _Ranks:
+    def __init__(self, world_size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.folder = tempfile.mkdtemp()
+        pairs = [context.Pipe() for _ in range(world_size)]
+        self.pipes = [own for own, _ in pairs]
+        self.processes = [
+            context.Process(target=_work, args=(rank, world_size, self.folder, theirs), daemon=True)
+            for rank, (_, theirs) in enumerate(pairs)
+        ]
+        for process in self.processes:
+            process.start()
+        atexit.register(self.close)
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
+        for pipe in self.pipes:
+            pipe.send((function, args))
+        results = []
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(SECONDS):
+                raise AssertionError(f"rank {rank} gave no answer within {SECONDS} s")
+            error, result = pipe.recv()
+            if error is not None:
+                raise AssertionError(f"on rank {rank}:\n{error}")
+            results.append(result)
+        return results
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@functools.cache
+def _ranks(world_size: int) -> _Ranks:
+    return _Ranks(world_size)
 
 
 def on_ranks(function: Callable[..., Any], *args: Any, world_size: int = 2) -> list[Any]:
     """What a function of a module gives on each rank. It may ask torch.distributed which one it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_rank, (folder, world_size, function, args), nprocs=world_size)
-        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(world_size)]
+    ranks = _ranks(world_size)
+    try:
+        return ranks.run(function, args)
+    except BaseException:
+        ranks.close()  # they may wait for each other
+        _ranks.cache_clear()
+        raise

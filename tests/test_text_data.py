@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 import torch
 
+from estfx.documents import STANDARD_LIBRARY, _standard_library, documents
 from estfx.errors import EstfxError
-from estfx.text_data import END_OF_FILE, VOCAB_SIZE, Blocks, standard_library
+from estfx.text_data import Blocks, Tokens, corpus_of
+
+END_OF_FILE = Tokens().end_of_text
+
+
+def standard_library(root=None):
+    texts = documents([STANDARD_LIBRARY], "text") if root is None else _standard_library(root)
+    return corpus_of(text for text in texts if text)
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +29,14 @@ def test_the_standard_library_is_enough_to_train_on(corpus):
     assert len(corpus.train) > 1_000_000
     assert len(corpus.held_out) > 100_000
     assert corpus.train.min() >= 0
-    assert corpus.train.max() == END_OF_FILE == VOCAB_SIZE - 1
+    assert corpus.train.max() == END_OF_FILE == Tokens().vocab_size - 1
 
 
 def test_no_file_is_in_both_parts_or_twice(corpus):
     train = {bytes(text.astype(np.uint8)) for text in files_of(corpus.train)}
     held_out = {bytes(text.astype(np.uint8)) for text in files_of(corpus.held_out)}
     assert not train & held_out
-    assert len(train) + len(held_out) == corpus.num_files
+    assert len(train) + len(held_out) == corpus.num_texts
 
 
 def test_the_text_is_the_same_every_time(corpus):
@@ -51,7 +59,7 @@ def test_tests_packages_and_copies_are_left_out(tmp_path):
     (tmp_path / "idlelib" / "idle_test" / "c.py").write_text("a test")
     (tmp_path / "copy" / "d.py").write_text("x = 3\n")
     (tmp_path / "empty.py").write_text("")
-    assert standard_library(tmp_path).num_files == 200
+    assert standard_library(tmp_path).num_texts == 200
 
 
 def test_a_file_keeps_its_part_when_others_come(tmp_path):
@@ -62,9 +70,15 @@ def test_a_file_keeps_its_part_when_others_come(tmp_path):
     assert before < after
 
 
-def test_too_little_text_is_an_error(tmp_path):
-    with pytest.raises(EstfxError, match="too few Python sources"):
+def test_no_text_is_an_error(tmp_path):
+    with pytest.raises(EstfxError, match="no text to train on"):
         standard_library(tmp_path)
+
+
+def test_a_single_text_is_split_near_its_end():
+    found = corpus_of([bytes(range(200))])
+    assert (len(found.train), len(found.held_out), found.num_texts) == (191, 10, 1)
+    assert [*found.train, *found.held_out] == [*range(200), END_OF_FILE]
 
 
 def test_blocks_are_consecutive_and_their_own_labels_but_for_the_first_token():

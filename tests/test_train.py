@@ -6,8 +6,9 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from estfx.documents import documents
 from estfx.settings import SettingsError
-from estfx.text_data import Blocks, standard_library
+from estfx.text_data import Blocks, corpus_of
 from estfx.train import default_folder, train
 from estfx.train_config import RunConfig
 from estfx.train_recorder import TrainingFailedError
@@ -67,7 +68,7 @@ def test_every_held_out_block_counts(tmp_path, blocks):
     summary = run(tmp_path / "run", "data.seq_len=32", f"data.held_out_blocks={blocks}", "train.total_steps=4")
     assert summary["held_out_loss"]["tokens"] == blocks * 31
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").eval()
-    held_out = Blocks(standard_library().held_out, 32, blocks)
+    held_out = Blocks(corpus_of(documents(["standard-library"], "text")).held_out, 32, blocks)
     chosen = [held_out[i] for i in range(blocks)]
     batch = {key: torch.stack([block[key] for block in chosen]) for key in chosen[0]}
     assert model(**batch).loss.item() == pytest.approx(summary["held_out_loss"]["after"], rel=1e-4)
