@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["unsharded"]
+__all__ = ["left_sharded", "unsharded"]
 
 
 @contextmanager
@@ -32,6 +32,20 @@ def unsharded(model: nn.Module, path: str) -> Iterator[None]:
     finally:
         for module in opened:
             module.reshard()
+
+
+@contextmanager
+def left_sharded(model: nn.Module) -> Iterator[None]:
+    """Afterwards every parameter is in shards again. A forward pass alone leaves the root's whole: an optimizer that is
+    then made of `model.parameters()` would update tensors that nothing reads.
+    """
+    try:
+        yield
+    finally:
+        fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+        for module in model.modules() if fsdp is not None else ():
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()
 
 
 def _is_sharded(layer: nn.Module) -> bool:

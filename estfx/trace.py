@@ -16,7 +16,7 @@ from estfx.export import TracedLayer, trace_call
 from estfx.kinds import canonical, differing_attributes, kind_key
 from estfx.layer_names import LayerPatterns
 from estfx.placement import placement
-from estfx.sharding import unsharded
+from estfx.sharding import left_sharded, unsharded
 
 ATTRIBUTE = "_estfx"  # where a transformed model and its layers keep what estfx adds
 __all__ = ["Decoder", "LayerInfo", "trace"]
@@ -78,7 +78,7 @@ def trace(model: nn.Module, example_inputs: object = None, *, layers: LayerPatte
     """
     if layers is None and (runtime := vars(model).get(ATTRIBUTE)) is not None:
         layers = runtime.named  # a transformed model keeps the layers that it was given
-    with at_rest(model):
+    with at_rest(model), left_sharded(model):
         return _trace(model, example_inputs, layers)
 
 

@@ -43,6 +43,7 @@ def main() -> None:
         if rank == 0:
             kept = sum(model.subnetwork.layers.values())
             print(f"step {step:2}  stage {model.stage_index + 1}  loss {loss.item():.3f}  layers {kept} of 4")
+    dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
 
 

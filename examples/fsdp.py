@@ -61,6 +61,7 @@ def main() -> None:
             model.save_pretrained(folder, state_dict=whole)
             loaded = LlamaForCausalLM.from_pretrained(folder)
             print(f"saved and loaded {sum(p.numel() for p in loaded.parameters()):,} parameters")
+    dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
 
 

@@ -20,6 +20,7 @@ PRINTED_ON_RANKS = {"ddp.py": "step 14  stage 3", "fsdp.py": "saved and loaded"}
 PRINTED_ALONE = {"lightning_module.py": "step 14  stage 3"}  # it sets signal handlers and warns of the machine
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # which PEFT asks for
 @pytest.mark.parametrize(("script", "printed"), PRINTED.items())
 def test_a_script_runs(script, printed, capsys):
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
