@@ -4,7 +4,8 @@
 
 Each way is an MLP of which half of the neurons are kept, others at every repeat. The arms are interleaved; times are
 medians of the ratios to the small MLP, which gathers nothing, taken repeat by repeat. `rows` stores the second weight
-transposed, so that both weights are gathered along rows.
+transposed, so that both weights are gathered along rows. Then the same for a projection to heads of 64, of which half
+are kept: by the index of every row, and by that of whole heads (`head-major`).
 """
 
 from __future__ import annotations
@@ -82,6 +83,43 @@ WAYS: dict[str, tuple[Take, bool]] = {
 }
 
 
+HEAD_DIM = 64
+
+
+def by_row(weight: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    rows = (heads[:, None] * HEAD_DIM + torch.arange(HEAD_DIM, device=heads.device)).flatten()
+    return take(weight, 0, rows)
+
+
+def head_major(weight: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    return take(weight.unflatten(0, (-1, HEAD_DIM)), 0, heads).flatten(0, 1)
+
+
+def as_it_is(weight: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+HEAD_WAYS = {"small": as_it_is, "by row": by_row, "head-major": head_major}
+
+
+def measured(arms: dict[str, Callable[[torch.Tensor], float]], units: int, kept: int, options: Any) -> dict[str, Any]:
+    """Prints and gives the ratio of each arm to the small one."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for repeat in range(options.repeats + 3):
+        index = torch.randperm(units)[:kept].sort().values.to(options.device)
+        for name, run in arms.items():
+            spent = run(index)
+            if repeat >= 3:
+                times[name].append(spent)
+    rows = {}
+    for name, own in times.items():
+        ratios = sorted(a / b for a, b in zip(own, times["small"], strict=True))
+        rows[name] = {"seconds": statistics.median(own), "ratio": statistics.median(ratios)}
+        rows[name] |= {"ratio_min": ratios[0], "ratio_max": ratios[-1]}
+        print(f"{name:18s} {1000 * rows[name]['seconds']:8.2f} ms   {rows[name]['ratio']:.3f} of the small one")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -117,20 +155,29 @@ def main() -> None:
 
         return seconds
 
-    arms = {name: arm(name) for name in WAYS}
-    times: dict[str, list[float]] = {name: [] for name in WAYS}
-    for repeat in range(options.repeats + 3):
-        index = torch.randperm(neurons)[:kept].sort().values.to(options.device)
-        for name, run in arms.items():
-            spent = run(index)
-            if repeat >= 3:
-                times[name].append(spent)
-    rows = {}
-    for name, own in times.items():
-        ratios = sorted(a / b for a, b in zip(own, times["small"], strict=True))
-        rows[name] = {"seconds": statistics.median(own), "ratio": statistics.median(ratios)}
-        rows[name] |= {"ratio_min": ratios[0], "ratio_max": ratios[-1]}
-        print(f"{name:18s} {1000 * rows[name]['seconds']:8.2f} ms   {rows[name]['ratio']:.3f} of the small MLP")
+    def head_arm(name: str) -> Callable[[torch.Tensor], float]:
+        size = options.width // 2 if name == "small" else options.width
+        weight = torch.randn(size, options.width, **made).requires_grad_()
+
+        def project(x: torch.Tensor, weight: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, HEAD_WAYS[name](weight, heads))
+
+        compiled = torch.compile(project, fullgraph=True)
+        gradient = torch.randn(options.tokens, options.width // 2, **made)
+
+        def seconds(heads: torch.Tensor) -> float:
+            synchronize(torch.device(options.device))
+            start = time.perf_counter()
+            torch.autograd.grad(compiled(x, weight, heads), [x, weight], gradient)
+            synchronize(torch.device(options.device))
+            return time.perf_counter() - start
+
+        return seconds
+
+    rows = measured({name: arm(name) for name in WAYS}, neurons, kept, options)
+    heads = options.width // HEAD_DIM
+    found = measured({name: head_arm(name) for name in HEAD_WAYS}, heads, heads // 2, options)
+    rows |= {f"heads, {name}": row for name, row in found.items()}
     write(f"gather-{options.width}", vars(options), rows)
 
 

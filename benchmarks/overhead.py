@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py [--layers 100] [--neurons 6400] [--repeats 50]
 
-1. `set_step` for GPT-2 layers with that many neurons, and the draws in it apart.
+1. `set_step` for GPT-2 layers with that many neurons, and how long it waits for the draws, which are made in a thread
+   while the step before trains (here it sleeps, for three times as long as they take); and how long they take.
 2. Microseconds that a layer takes, forward and backward, where its tensors have next to no elements: eager, compiled as
    a whole model, compiled layer by layer, and as estfx runs it with half the heads and neurons. On a GPU this is the
    time in which the kernels of a layer have to be launched; what a layer computes for longer hides it.
@@ -16,14 +17,12 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from results import write
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 import estfx
-from estfx import runtime
 from estfx.bench.meters import synchronize
 from estfx.schedule import Schedule, Stage
 
@@ -61,26 +60,29 @@ def steps(options: argparse.Namespace) -> dict[str, float]:
         compile=False,
         verify=False,
     )
-    draws: list[float] = []
+    runtime = model._runtime
+    waits: list[float] = []
+    of = runtime._draws.of
 
-    def timed(draw: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            drawn = draw(*args, **kwargs)
-            draws.append(time.perf_counter() - start)
-            return drawn
+    def timed(step: int) -> Any:
+        start = time.perf_counter()
+        drawn = of(step)
+        waits.append(time.perf_counter() - start)
+        return drawn
 
-        return run
-
-    whole = seconds(model.set_step, options.repeats, options.device)
-    with (
-        mock.patch.object(runtime, "draw_units", timed(runtime.draw_units)),
-        mock.patch.object(runtime, "draw_layers", timed(runtime.draw_layers)),
-    ):
-        seconds(lambda repeat: model.set_step(1000 + repeat), options.repeats, options.device)
-    each = len(draws) // (options.repeats + 2)
-    by_step = [sum(draws[i : i + each]) for i in range(2 * each, len(draws), each)]
-    return {"set_step_ms": 1000 * statistics.median(whole), "draws_ms": 1000 * statistics.median(by_step)}
+    runtime._draws.of = timed
+    alone = seconds(lambda repeat: runtime._draw(repeat), options.repeats, options.device)
+    found = []
+    for step in range(options.repeats + 2):
+        start = time.perf_counter()
+        model.set_step(step)
+        found.append(time.perf_counter() - start)
+        time.sleep(3 * statistics.median(alone))  # the step trains
+    return {
+        "set_step_ms": 1000 * statistics.median(found[2:]),
+        "wait_for_draws_ms": 1000 * statistics.median(waits[2:]),
+        "draws_ms": 1000 * statistics.median(alone),
+    }
 
 
 def calls(model: torch.nn.Module, layers: int, options: argparse.Namespace) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from estfx import tags
 from estfx.agreement import Agreement
+from estfx.ahead import Ahead
 from estfx.compilation import Compiler
 from estfx.draws import draw_layers, draw_units
 from estfx.errors import EstfxError
@@ -43,6 +44,15 @@ def stage_counts(schedule: Schedule, roles: tags.Roles, stage: Stage) -> Counts:
     return tuple(sorted((role.name, count) for role, count in counts if count < role.axis.size))
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """What a step trains."""
+
+    stage_index: int
+    running: dict[str, bool]  # by layer
+    units: dict[str, dict[str, np.ndarray]]  # layer → role → units
+
+
 @dataclass
 class Runtime:
     """The state of an evolving model. What depends on the step is a pure function of (schedule, seed, step)."""
@@ -69,11 +79,15 @@ class Runtime:
     _calls: dict[str, int] = field(default_factory=dict)  # made of each layer's module in this forward
     _counts: dict[tuple[int, int], Counts] = field(default_factory=dict)  # by stage and kind; asked at every call
 
+    def __post_init__(self) -> None:
+        self._draws = Ahead(self._draw)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
         twin = copy.copy(self)
         twin.running, twin.drawn, twin._indices = dict(self.running), dict(self.drawn), dict(self._indices)
         twin._warned, twin._calls, twin.agreement = set(self._warned), dict(self._calls), copy.copy(self.agreement)
+        twin._draws = Ahead(twin._draw)
         memo[id(self)] = twin
         return twin
 
@@ -91,18 +105,25 @@ class Runtime:
         return 1.0
 
     def set_step(self, step: int, device: torch.device) -> None:
-        stage_index, stage = self.schedule.stage_at(step)
+        self.schedule.stage_at(step)  # or it is no step
         step = int(step)
         if step == self.step:
             return
+        draw = self._draws.of(step)
+        self.step, self.stage_index, self.running, self.drawn = step, draw.stage_index, draw.running, draw.units
+        self._indices, self._calls = {}, {}
+        self._send(device)
+
+    def _draw(self, step: int) -> _Draw:
+        stage_index, stage = self.schedule.stage_at(step)
         names = list(self.layers)
         droppable = [name for name in names if self.layers[name].first.residuals.droppable]
         kept = kept_count(len(droppable), stage.layers) if droppable else 0
         runs: Iterable[bool] = ()
         if droppable:
             runs = draw_layers(seed=self.seed, step=step, num_layers=len(droppable), kept=kept)
-        self.running = dict.fromkeys(names, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
-        self.drawn = {name: {} for name in names}
+        running = dict.fromkeys(names, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
+        drawn: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
         matrices: dict[tuple[str, int], np.ndarray] = {}
         rows = {path: row for row, path in enumerate(dict.fromkeys(self.paths.values()))}  # units are a module's own
         for name in names:
@@ -118,10 +139,8 @@ class Runtime:
                         size=role.axis.size,
                         kept=units_kept(self.schedule, role, stage),
                     )
-                self.drawn[name][role.name] = matrices[key][rows[self.paths[name]]]
-        self.step, self.stage_index = step, stage_index
-        self._indices, self._calls = {}, {}
-        self._send(device)
+                drawn[name][role.name] = matrices[key][rows[self.paths[name]]]
+        return _Draw(stage_index, running, drawn)
 
     def run_all(self) -> None:
         """Has every layer run at the step in force, whatever was drawn."""

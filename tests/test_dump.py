@@ -22,7 +22,7 @@ def test_the_graphs_of_a_stage() -> None:
     )
     assert "heads 2 of 5, neurons 28 of 56\ngraph PreNorm:\n" in text
     assert re.search(r"= gelu\(%linear_2\) +f32\[b, t, 28\]", text)
-    assert "mul(%reshape, 2.5)" in text
+    assert "mul(%take_2, 2.5)" in text
 
 
 def test_what_a_stage_leaves_whole() -> None:
