@@ -15,6 +15,7 @@ import numpy as np
 import torch.distributed as dist
 
 from estfx.errors import EstfxError
+from estfx.made_with import drawn_of
 
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
@@ -77,15 +78,13 @@ def _some(ranks: list[int]) -> str:
 
 def held_by(runtime: Runtime) -> dict[str, object]:
     """What must be the same on all ranks."""
-    layers = [
-        (name, [(role.name, role.axis.size) for role in k.first.roles.found]) for name, k in runtime.layers.items()
-    ]
+    layers = drawn_of(runtime)
     drawn = [(name, role, units) for name, roles in runtime.drawn.items() for role, units in sorted(roles.items())]
     return {
         "step": runtime.step,
         "seed": runtime.seed,
         "schedule": _digest(runtime.schedule.model_dump_json()),
-        "layers": f"{len(layers)} ({_digest(*layers)})",
+        "layers": f"{len(layers)} ({_digest(layers)})",
         "subnetwork": _digest(runtime.running, *(part for each in drawn for part in each)),
     }
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from estfx.runtime import Runtime
 from estfx.trace import ATTRIBUTE
 
-__all__ = ["differences", "made_with"]
+if TYPE_CHECKING:
+    from estfx.runtime import Runtime
+
+__all__ = ["differences", "drawn_of", "made_with"]
 
 
 def made_with(model: nn.Module) -> dict[str, Any]:
     """The schedule, the seed and the layers of a transformed model with the sizes of what is drawn, as plain data."""
     runtime: Runtime = vars(model)[ATTRIBUTE]
-    layers = {
+    layers = drawn_of(runtime)
+    schedule = runtime.schedule.model_dump(mode="json")
+    return {"model": type(model).__name__, "schedule": schedule, "seed": runtime.seed, "layers": layers}
+
+
+def drawn_of(runtime: Runtime) -> dict[str, dict[str, Any]]:
+    """What is drawn of each layer: whether it runs, and how many units of each role there are."""
+    return {
         name: {"droppable": kind.first.residuals.droppable}
         | {role.name: role.axis.size for role in kind.first.roles.found}
         for name, kind in runtime.layers.items()
     }
-    schedule = runtime.schedule.model_dump(mode="json")
-    return {"model": type(model).__name__, "schedule": schedule, "seed": runtime.seed, "layers": layers}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

@@ -168,14 +168,14 @@ class Mount:
 
     def _weights(self, call: Call, layer: nn.Module) -> dict[str, torch.Tensor]:
         """The weights whose dtypes are in a signature; none for a structure that is new."""
-        for again in (False, True):
-            try:
-                return {path: resolve(layer, path) for path in call.kind.weight_paths.get(self.changed, ())}
-            except AttributeError:  # the layer was changed within a step
-                if again:
-                    raise
-                self.look(layer)
-        raise AssertionError
+        try:
+            return self._found(call, layer)
+        except AttributeError:  # the layer was changed within a step
+            self.look(layer)
+            return self._found(call, layer)
+
+    def _found(self, call: Call, layer: nn.Module) -> dict[str, torch.Tensor]:
+        return {path: resolve(layer, path) for path in call.kind.weight_paths.get(self.changed, ())}
 
 
 def in_backward() -> bool:
