@@ -1,9 +1,10 @@
 """One process, DDP and FSDP2 on two: losses and draws on the same batches, collectives and memory by stage.
 
-    python benchmarks/distributed.py [--steps 60] [--ranks 2]
+    python benchmarks/distributed.py [--steps 60] [--ranks 2] [--learning-rate 6e-4]
 
-A Llama goes through the paper's three stages on the same global batches, with accumulation 1 and 4. On the CPU, over
-gloo: what is shown is that the same is computed, not how fast.
+A Llama goes through the paper's three stages on the same global batches of text, with accumulation 1 and 4; beside it
+the model without estfx, for what the order of float32 sums alone makes of the losses. On the CPU, over gloo: what is
+shown is that the same is computed, not how fast.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,16 @@ import estfx
 from estfx.bench.meters import memory_of
 
 ROWS, LENGTH, VOCABULARY, LAYERS = 16, 32, 256, 8
+TEXT = torch.frombuffer(bytearray(Path(argparse.__file__).read_bytes()), dtype=torch.uint8).long()
 
 
-def evolving(steps: int, seed: int = 0) -> Any:
+def batch_of(step: int) -> torch.Tensor:
+    """[ROWS, LENGTH], the same on all ranks."""
+    starts = torch.randint(len(TEXT) - LENGTH, (ROWS,), generator=torch.Generator().manual_seed(step))
+    return torch.stack([TEXT[start : start + LENGTH] for start in starts])
+
+
+def plain() -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         num_hidden_layers=LAYERS,
@@ -43,8 +52,11 @@ def evolving(steps: int, seed: int = 0) -> Any:
         num_key_value_heads=2,
         vocab_size=VOCABULARY,
     )
-    model = LlamaForCausalLM(config).train()
-    return estfx.transform(model, estfx.Schedule.est(steps), seed=seed, compile=False, check_ranks_every=10)
+    return LlamaForCausalLM(config).train()
+
+
+def evolving(steps: int, seed: int = 0) -> Any:
+    return estfx.transform(plain(), estfx.Schedule.est(steps), seed=seed, compile=False, check_ranks_every=10)
 
 
 def wrapped(way: str, model: Any) -> Any:
@@ -63,17 +75,19 @@ def loss_of(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def trained(way: str, steps: int, accumulation: int) -> dict[str, Any]:
+def trained(way: str, options: argparse.Namespace, accumulation: int, with_estfx: bool) -> dict[str, Any]:
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    inner = evolving(steps)
+    inner = evolving(options.steps) if with_estfx else plain()
     model = wrapped(way, inner)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95))
     losses, drawn = [], []
-    for step in range(steps):
-        inner.set_step(step)
-        batch = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(step))
+    for step in range(options.steps):
+        if with_estfx:
+            inner.set_step(step)
+            kept = inner.subnetwork
+            drawn.append([kept.layers, {n: {r: u.tolist() for r, u in each.items()} for n, each in kept.units.items()}])
         total = torch.zeros(())
-        parts = batch.chunk(ranks)[rank].chunk(accumulation)
+        parts = batch_of(step).chunk(ranks)[rank].chunk(accumulation)
         for number, part in enumerate(parts):
             waits = way == "DDP" and number < len(parts) - 1
             with model.no_sync() if waits else nullcontext():
@@ -85,8 +99,6 @@ def trained(way: str, steps: int, accumulation: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total.item() / ranks)
-        kept = inner.subnetwork
-        drawn.append([kept.layers, {n: {r: u.tolist() for r, u in each.items()} for n, each in kept.units.items()}])
     return {"losses": losses, "drawn": drawn}
 
 
@@ -105,7 +117,7 @@ def counted(way: str, steps: int, _: int) -> dict[str, Any]:
     """Collectives and peak memory of a forward and backward pass in each stage."""
     inner = evolving(steps)
     model = wrapped(way, inner)
-    tokens = torch.randint(VOCABULARY, (ROWS // dist.get_world_size(), LENGTH))
+    tokens = batch_of(0).chunk(dist.get_world_size())[dist.get_rank()]
     found = {}
     for number, stage in enumerate(inner.schedule.stages, start=1):
         inner.set_step(stage.start)
@@ -151,17 +163,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, Any] = {}
-    for accumulation in (1, 4):
-        alone = trained("one process", options.steps, accumulation)
+    for accumulation, with_estfx in product((1, 4), (True, False)):
+        alone = trained("one process", options, accumulation, with_estfx)
         for way in ("DDP", "FSDP2"):
-            each = on_ranks(options.ranks, trained, way, options.steps, accumulation)
+            each = on_ranks(options.ranks, trained, way, options, accumulation, with_estfx)
             differences = [
                 abs(a - b) / b for found in each for a, b in zip(found["losses"], alone["losses"], strict=True)
             ]
-            name = f"{way}, accumulation {accumulation}"
+            name = f"{way}, accumulation {accumulation}{'' if with_estfx else ', without estfx'}"
             rows[name] = {
                 "largest_relative_difference_of_a_loss": max(differences),
                 "same_subnetworks": all(found["drawn"] == alone["drawn"] for found in each),

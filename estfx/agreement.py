@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from torch import nn
 
 from estfx.errors import EstfxError
 from estfx.made_with import drawn_of
@@ -20,7 +22,7 @@ from estfx.made_with import drawn_of
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
 
-__all__ = ["Agreement", "held_by"]
+__all__ = ["Agreement", "check_gradients", "held_by"]
 
 _groups: dict[int, Any] = {}  # by the identity of the group of all ranks, which is another after a new start
 
@@ -87,6 +89,29 @@ def held_by(runtime: Runtime) -> dict[str, object]:
         "layers": f"{len(layers)} ({_digest(layers)})",
         "subnetwork": _digest(runtime.running, *(part for each in drawn for part in each)),
     }
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Raises EstfxError on every rank if the gradients of replicas differ: then nothing has averaged them.
+
+    Of gradients that are no plain tensors (shards), and of the ones that are elsewhere, it says nothing.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    own = next((p.grad for p in model.parameters() if p.grad is not None), None)
+    plain = own is not None and type(own) is torch.Tensor
+    some = own.detach().flatten()[:1024].double().cpu() if own is not None and plain else None
+    others: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(others, some, group=_group())
+    if any(other is None or some is None or other.shape != some.shape for other in others):
+        return
+    largest = max(float(other.norm()) for other in others)
+    if any(float((other - others[0]).norm()) > 1e-2 * largest for other in others):
+        raise EstfxError(
+            "the gradients differ from rank to rank: nothing averages them, so every rank trains a model of its own. "
+            "Trainer leaves a model out of DDP if `trainer.evaluate()` or `predict()` was called before "
+            "`trainer.train()`: use TrainingArguments(eval_on_start=True) instead."
+        )
 
 
 def _digest(*parts: object) -> str:

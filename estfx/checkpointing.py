@@ -11,27 +11,60 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import model_has_dtensor
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from estfx.checkpoints import UNFINISHED, finish, latest, load_state, save_state, tidy
+from estfx.fsdp import load_optimizer_state, load_weights, optimizer_state, weights
+from estfx.sharding import left_sharded
 from estfx.train_recorder import TrainingFailedError
 
 __all__ = ["CheckpointingTrainer", "StopsOnSignal"]
 
 
 class CheckpointingTrainer(Trainer):
-    """Trainer, but a checkpoint is written aside and then renamed, the optimizer's state in safetensors."""
+    """Trainer, but a checkpoint is written aside and then renamed, the optimizer's state in safetensors.
+
+    A model that is in shards (`estfx.fsdp.shard`) stays in them, on all kinds of devices; its checkpoints are whole.
+    """
 
     def __init__(self, *args: Any, keep: int = 2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._keep = keep
         self._saving = False
+        self._in_shards = model_has_dtensor(self.model)
+        if self._in_shards:  # to be wrapped in nothing: only autocast is added
+            self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
 
     @property
     def folder(self) -> Path:
         return Path(str(self.args.output_dir))
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes an ordinary checkpoint of the model. Every rank must call it."""
+        model: Any = self.model
+        state = weights(model) if self._in_shards else None
+        if self.args.should_save:
+            model.save_pretrained(folder, state_dict=state)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Trainer's, but with the last batch: every held-out block counts, while training batches are all alike."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's, after which the model is as it was."""
+        assert self.model is not None
+        with left_sharded(self.model):
+            return super().evaluation_loop(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / UNFINISHED) if self._saving else super()._get_output_dir(trial)
@@ -60,18 +93,32 @@ class CheckpointingTrainer(Trainer):
         finally:
             self._saving = False
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self._in_shards and state_dict is None:
+            assert self.model is not None
+            state_dict = weights(self.model)
+        super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._in_shards:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        assert self.model is not None
+        files = Path(resume_from_checkpoint).glob("model*.safetensors")
+        load_weights(self.model, {name: tensor for file in files for name, tensor in load_file(file).items()})
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
+        state = optimizer_state(self.optimizer)
         if self.args.should_save:
-            save_state(self.optimizer.state_dict(), Path(output_dir), "optimizer")
+            save_state(state, Path(output_dir), "optimizer")
             (Path(output_dir) / "scheduler.json").write_text(json.dumps(self.lr_scheduler.state_dict()) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
         if checkpoint is not None:
-            self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))
+            load_optimizer_state(self.optimizer, load_state(Path(checkpoint), "optimizer"))
             self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / "scheduler.json").read_text()))
 
 

@@ -61,6 +61,7 @@ def finish(folder: Path, step: int, keep: int) -> None:
     _flush(folder)
     for path in list(steps_of(folder).values())[:-keep]:
         _remove(path)
+    tidy(folder)
 
 
 def tidy(folder: Path) -> None:
@@ -142,9 +143,14 @@ def checked(path: Path, ranks: int | None = 1) -> Path:
     if not weights:
         missing.append("model.safetensors")
     if missing:
-        others = sorted({file.name for file in path.glob("rng_state*.pth")} - set(states))
-        ranks_then = f" (it was written by another number of processes: {', '.join(others)})" if others else ""
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}{ranks_then}. {_remedy(path)}")
+        then = len(list(path.glob("rng_state*.pth")))
+        if set(missing) <= set(states) and then not in (0, ranks):
+            raise CheckpointError(
+                f"{path} was written by {then} process{'es' if then > 1 else ''}, now there "
+                f"{f'are {ranks}' if ranks != 1 else 'is 1'}: random numbers would not go on where they were. Start as "
+                "many as then, or pass --accept-changes."
+            )
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}. {_remedy(path)}")
     for file in [*weights, path / "optimizer.safetensors"]:
         try:
             with safe_open(file, "pt") as opened:

@@ -77,15 +77,17 @@ def _of_parquet(path: Path, column: str) -> Iterator[bytes]:
 
 
 def _of_dataset(name: str, column: str) -> Iterator[bytes]:
-    if any(mark in name for mark in "*?[") or name.startswith((".", "/")) or Path(name).suffix:
+    local = Path(name).is_dir()
+    if not local and (any(mark in name for mark in "*?[") or name.startswith((".", "/")) or Path(name).suffix):
         raise SettingsError(f"data.source: there is no file {name}.")
     datasets = _package("datasets", "datasets", f"to look for a dataset {name!r} (there is no such file)")
-    local = Path(name).is_dir()
     try:
         found: Any = datasets.load_from_disk(name) if local else datasets.load_dataset(name, split="train")
     except Exception as error:  # whatever the hub, the network or the folder come up with
         raise SettingsError(f"data.source: {name!r} cannot be loaded as a dataset: {error}") from None
     if isinstance(found, dict):
+        if "train" not in found:
+            raise SettingsError(f"{name} has no split train; it has {', '.join(found)}. Save that split by itself.")
         found = found["train"]
     if column not in found.column_names:
         raise SettingsError(

@@ -16,6 +16,7 @@ from estfx.checkpointing import CheckpointingTrainer, StopsOnSignal
 from estfx.checkpoints import checked, latest, step_of, tidy
 from estfx.documents import documents
 from estfx.errors import EstfxError
+from estfx.fsdp import shard
 from estfx.integrations.transformers import EvolvingCallback
 from estfx.made_with import differences
 from estfx.model_spec import build_model
@@ -25,6 +26,7 @@ from estfx.run_folder import RunFolder
 from estfx.settings import SettingsError
 from estfx.text_data import Blocks, Tokens, corpus_of, tokens_of
 from estfx.toolchain import why_not_compiled
+from estfx.trace import ATTRIBUTE
 from estfx.train_config import RunConfig
 from estfx.train_recorder import StepRecord, StepRecorder
 from estfx.train_summary import stage_seconds
@@ -76,6 +78,8 @@ def train(
             if config.train.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             model = estfx.transform(model, schedule, seed=config.train.seed, compile=compiles)
+            if config.train.distribution == "fsdp":
+                shard(model, vars(model)[ATTRIBUTE].layers, arguments.device)
             recorder = StepRecorder(run, display, plan, rows * config.data.seq_len)
             stops = StopsOnSignal()
             trainer = CheckpointingTrainer(
@@ -93,9 +97,7 @@ def train(
                 display.say(
                     f"going on from {checkpoint.name}" if checkpoint else "no checkpoint yet: from the beginning"
                 )
-            if checkpoint is None:
-                loss_before = _held_out_loss(trainer, run, step=0)
-                display.say(f"held-out loss of the untrained model: {loss_before:.4f}")
+            arguments.eval_on_start = checkpoint is None
             prepared = time.perf_counter()
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             trained = time.perf_counter()
@@ -104,10 +106,9 @@ def train(
                     f"told to terminate: stopped after {trainer.state.global_step} steps, with a checkpoint. "
                     f"`estfx train --resume --out {folder}` goes on."
                 )
-            loss_after = _held_out_loss(trainer, run, step=config.train.total_steps)
+            loss_after = trainer.evaluate()["eval_loss"]
         model.eval()
-        if first:
-            model.save_pretrained(run.model)
+        trainer.save_pretrained(run.model)
         summary: dict[str, Any] = {
             "folder": str(folder),
             "model": config.model.name,
@@ -206,6 +207,14 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
     settings = config.train
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise SettingsError("train.precision fp16 needs a GPU; use bf16 or float32 on the CPU.")
+    if settings.distribution == "fsdp":
+        if settings.precision == "fp16":
+            raise SettingsError("train.precision fp16 is not for train.distribution fsdp; use bf16, or ddp.")
+        if "WORLD_SIZE" not in os.environ:
+            raise SettingsError(
+                "train.distribution fsdp shares the model out among processes; there is one. Start several: "
+                "torchrun --nproc-per-node 2 -m estfx train …"
+            )
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=settings.total_steps,
@@ -236,11 +245,3 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
         disable_tqdm=True,
         log_level="error",
     )
-
-
-def _held_out_loss(trainer: CheckpointingTrainer, run: RunFolder, step: int) -> float:
-    trainer.args.dataloader_drop_last = False  # every held-out block counts; while training all batches are alike
-    loss = float(trainer.evaluate()["eval_loss"])
-    trainer.args.dataloader_drop_last = True
-    run.write_metrics({"kind": "eval", "step": step, "held_out_loss": loss})
-    return loss

@@ -56,6 +56,7 @@ class TrainSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0  # of weights, data order and draws
     compile: Literal["auto", True, False] = "auto"  # auto: with torch.compile if this machine can
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # of autocast; the weights stay in float32
+    distribution: Literal["ddp", "fsdp"] = "ddp"  # over several processes: the model on each, or its shards (FSDP2)
     gradient_checkpointing: bool = Field(default=False, strict=True)
     save_every: Count | None = None  # optimizer steps; none: no checkpoints but when told to terminate
     keep_checkpoints: Count = 2  # the last ones

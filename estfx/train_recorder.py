@@ -82,6 +82,13 @@ class StepRecorder(TrainerCallback):
                 f"the loss is {record.loss} at step {step}; lower train.learning_rate or train.max_grad_norm."
             )
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes the held-out loss down."""
+        loss = float(kwargs["metrics"]["eval_loss"])
+        self._folder.write_metrics({"kind": "eval", "step": state.global_step, "held_out_loss": loss})
+        if state.global_step == 0:
+            self._display.say(f"held-out loss of the untrained model: {loss:.4f}")
+
 
 def _now() -> float:
     if torch.cuda.is_available():

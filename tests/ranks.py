@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from torch import multiprocessing
 
 SECONDS = 120  # that a rank waits for the others, and a test for the ranks, before it fails
@@ -74,6 +77,27 @@ class _Ranks:
 @functools.cache
 def _ranks(world_size: int) -> _Ranks:
     return _Ranks(world_size)
+
+
+@contextmanager
+def as_torchrun() -> Iterator[None]:
+    """On a rank: the variables that torchrun sets, and afterwards nothing left of what accelerate makes of them."""
+    before = dict(os.environ)
+    os.environ |= {
+        "RANK": str(dist.get_rank()),
+        "LOCAL_RANK": str(dist.get_rank()),
+        "WORLD_SIZE": str(dist.get_world_size()),
+        "LOCAL_WORLD_SIZE": str(dist.get_world_size()),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",  # the ranks have met already
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def on_ranks(function: Callable[..., Any], *args: Any, world_size: int = 2) -> list[Any]:

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -37,8 +40,6 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     file = tmp_path / "texts.parquet"
     parquet.write_table(pyarrow.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), file)
     assert list(documents([str(file)], "text")) == [b"one", b"two"]
@@ -47,11 +48,24 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_a_dataset_on_disk(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(tmp_path / "saved")
     assert list(documents([str(tmp_path / "saved")], "text")) == [b"one", b"two"]
     with pytest.raises(SettingsError, match="has no column 'body'; it has text"):
         list(documents([str(tmp_path / "saved")], "body"))
+
+
+def test_splits_of_a_dataset_on_disk(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["one"]})
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "both")
+    assert list(documents([str(tmp_path / "both")], "text")) == [b"one"]
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "test")
+    with pytest.raises(SettingsError, match="has no split train; it has test"):
+        list(documents([str(tmp_path / "test")], "text"))
+
+
+def test_a_folder_without_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be loaded as a dataset"):
+        list(documents([str(tmp_path)], "text"))
 
 
 @pytest.mark.parametrize("source", ["/none/there.txt", "none/*.txt", "there.jsonl"])

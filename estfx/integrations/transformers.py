@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from estfx.activity import activity_of
+from estfx.agreement import check_gradients
 from estfx.errors import EstfxError
 from estfx.made_with import differences, made_with
 from estfx.narrowed_parameters import numbers_left_out
@@ -43,6 +44,7 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         self._accept_changes = accept_changes
         self._tokens = 0  # on this rank, in the step so far
         self._counting: Any = None
+        self._compared = False  # the gradients of all ranks
         self.made_with: dict[str, Any] | None = None  # what the model in training is made with
 
     def state(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         if state.global_step > 0 and not self._accept_changes:
             _refuse_another(state, self.made_with)
         _warn_of_length(model, state.max_steps)
+        self._compared = False
         self._stop_counting()
         self._counting = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
@@ -76,6 +79,14 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         """Once per optimizer step, before its first micro-batch: picks the stage, draws the subnetwork."""
         self._tokens = 0
         _evolving(kwargs["model"]).set_step(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """At the first step, has the ranks of a distributed run compare their gradients."""
+        if not self._compared:
+            self._compared = True
+            check_gradients(_evolving(kwargs["model"]))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Takes from `total_flos`, for which Trainer counts every parameter, those that took no part."""
