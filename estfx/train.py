@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
@@ -68,12 +69,12 @@ def train(
         tokens = tokens_of(config.data.tokenizer)
         model = _trainable(config, tokens)
         corpus = corpus_of(documents(config.data.sources, config.data.column), tokens)
-        train_blocks = Blocks(corpus.train, config.data.seq_len)
+        rows = config.train.batch_size * config.train.accumulation * arguments.world_size  # of an optimizer step
+        train_blocks = _blocks(corpus.train, config.data.seq_len, rows)
         held_out_blocks = Blocks(corpus.held_out, config.data.seq_len, config.data.held_out_blocks)
         schedule = config.schedule.build(config.train.total_steps)
         with ProgressDisplay(console, config.train.total_steps) as display:
             compiles = _compiles(config, display)
-            rows = config.train.batch_size * config.train.accumulation * arguments.world_size  # of an optimizer step
             plan = estfx.plan(model, schedule, batch_size=rows, seq_len=config.data.seq_len)
             if config.train.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -167,6 +168,17 @@ def _checkpoint(run: RunFolder, ranks: int | None, recorder: StepRecorder) -> Pa
         if line["kind"] == "step":
             recorder.steps.append(StepRecord(*(line[name] for name in ("step", "stage", "loss", "seconds"))))
     return found
+
+
+def _blocks(tokens: NDArray[Any], seq_len: int, rows: int) -> Blocks:
+    """As many blocks as make whole optimizer steps. Raises SettingsError if there are too few for one."""
+    steps = len(Blocks(tokens, seq_len)) // rows
+    if steps == 0:
+        raise SettingsError(
+            f"the text makes {len(Blocks(tokens, seq_len))} blocks of {seq_len} tokens to train on, a step takes "
+            f"{rows} (train.batch_size × train.accumulation × processes): give more text, or make the step smaller."
+        )
+    return Blocks(tokens, seq_len, steps * rows)
 
 
 def _trainable(config: RunConfig, tokens: Tokens) -> PreTrainedModel:

@@ -117,3 +117,26 @@ def test_dropped_units_take_a_step_on_gradients_of_zero(name: str) -> None:
     layers = [layer.mlp.c_fc.weight for layer in model.transformer.h]
     moved = [optimizer.state[w][momentum].any(dim=0).sum() for w in layers if w in optimizer.state]
     assert max(moved) > layers[0].shape[1] // 2  # of more than one step's draw
+
+
+def test_float16_with_a_scaled_loss() -> None:
+    """Also a step that the scaler skips, since the loss overflows."""
+    model = evolving()
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    ids = tokens()
+    losses, scales = [], []
+    for step in range(30):
+        model.set_step(step)
+        with torch.autocast("cpu", torch.float16):
+            loss = model(input_ids=ids, labels=ids).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        scales.append(scaler.get_scale())
+    assert scales[0] == 2.0**29  # halved after an overflow
+    assert 1 < scales[-1] < 2.0**29
+    assert losses[-1] < losses[0] - 1

@@ -142,3 +142,9 @@ def test_the_default_folder_names_the_model():
     assert default_folder("gpt2").parts[0] == "runs"
     assert default_folder("gpt2").name.startswith("gpt2-2")
     assert default_folder("some/where/models.py:make").name.startswith("models-2")
+
+
+def test_a_text_too_short_for_a_step_is_refused(tmp_path):
+    (tmp_path / "short.txt").write_text("a few words " * 10)
+    with pytest.raises(SettingsError, match="makes 7 blocks of 16 tokens to train on, a step takes 8"):
+        run(tmp_path / "run", f"data.source={tmp_path / 'short.txt'}", "train.accumulation=4")
