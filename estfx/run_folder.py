@@ -74,7 +74,7 @@ class RunFolder:
         """Leaves out of the metrics what came after a number of steps: it is computed again."""
         if not self.writes:
             return
-        kept = [line for line in self.metrics() if line["step"] < step]
+        kept = [line for line in self.metrics() if line["step"] < step + (line["kind"] == "eval" and step > 0)]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         self._metrics.close()
         self._replace(self._lines, text)
@@ -112,6 +112,10 @@ class RunFolder:
     def write_environment(self) -> None:
         """Writes environment.json: versions and hardware, nothing about who ran it or where."""
         self._write_json("environment.json", environment())
+
+    def write_made_with(self, made_with: Mapping[str, Any]) -> None:
+        """Writes made_with.json: all that the draws of subnetworks depend on."""
+        self._write_json("made_with.json", made_with)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""

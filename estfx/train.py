@@ -19,7 +19,7 @@ from estfx.documents import documents
 from estfx.errors import EstfxError
 from estfx.fsdp import shard
 from estfx.integrations.transformers import EvolvingCallback
-from estfx.made_with import differences
+from estfx.made_with import differences, made_with
 from estfx.model_spec import build_model
 from estfx.progress import ProgressDisplay
 from estfx.quiet import quiet_transformers
@@ -49,9 +49,10 @@ def train(
 ) -> dict[str, Any]:
     """Runs the training that `config` describes, shows it on `console`, and returns the summary.
 
-    The folder then holds `metrics.jsonl`, `config.yaml`, `environment.json`, `summary.json` and `model/`, an ordinary
-    checkpoint. With `resume` the run in the folder goes on from its last complete checkpoint; a `config` that is given
-    too must be the run's own, unless `accept_changes`. Under torchrun every rank calls this, and the first one writes.
+    The folder then holds `metrics.jsonl`, `config.yaml`, `made_with.json` (schedule, seed, layers),
+    `environment.json`, `summary.json` and `model/`, an ordinary checkpoint. With `resume` the run in the folder goes on
+    from its last complete checkpoint; a `config` that is given too must be the run's own, unless `accept_changes`.
+    Under torchrun every rank calls this, and the first one writes.
 
     Raises SettingsError for what cannot be run, CheckpointError for a checkpoint that is damaged, TrainingFailedError
     if the loss is lost or a checkpoint cannot be written, StoppedError after SIGTERM.
@@ -81,6 +82,7 @@ def train(
             model = estfx.transform(model, schedule, seed=config.train.seed, compile=compiles)
             if config.train.distribution == "fsdp":
                 shard(model, vars(model)[ATTRIBUTE].layers, arguments.device)
+            run.write_made_with(made_with(model))
             recorder = StepRecorder(run, display, plan, rows * config.data.seq_len)
             stops = StopsOnSignal()
             trainer = CheckpointingTrainer(
@@ -107,7 +109,9 @@ def train(
                     f"told to terminate: stopped after {trainer.state.global_step} steps, with a checkpoint. "
                     f"`estfx train --resume --out {folder}` goes on."
                 )
-            loss_after = trainer.evaluate()["eval_loss"]
+            if config.train.eval_every is None:  # else Trainer has done so
+                trainer.evaluate()
+            held_out = [line["held_out_loss"] for line in run.metrics() if line["kind"] == "eval"]
         model.eval()
         trainer.save_pretrained(run.model)
         summary: dict[str, Any] = {
@@ -117,8 +121,8 @@ def train(
             "steps": len(recorder.steps),
             "compiled": compiles,
             "held_out_loss": {
-                "before": next(line["held_out_loss"] for line in run.metrics() if line["kind"] == "eval"),
-                "after": loss_after,
+                "before": held_out[0],
+                "after": held_out[-1],
                 "tokens": len(held_out_blocks) * (config.data.seq_len - 1),
             },
             "flops_saved": {"layers": plan.saving_layers, "model": plan.saving_model},
@@ -251,6 +255,8 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         prediction_loss_only=True,
+        eval_strategy="no" if settings.eval_every is None else "steps",
+        eval_steps=settings.eval_every,
         save_strategy="no" if settings.save_every is None else "steps",
         save_steps=settings.save_every or 500,
         report_to="none",

@@ -58,6 +58,7 @@ class TrainSettings(Settings):
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # of autocast; the weights stay in float32
     distribution: Literal["ddp", "fsdp"] = "ddp"  # over several processes: the model on each, or its shards (FSDP2)
     gradient_checkpointing: bool = Field(default=False, strict=True)
+    eval_every: Count | None = None  # optimizer steps between held-out losses; none: before and after
     save_every: Count | None = None  # optimizer steps; none: no checkpoints but when told to terminate
     keep_checkpoints: Count = 2  # the last ones
 
@@ -75,8 +76,8 @@ class TrainSettings(Settings):
 class ScheduleSettings(Settings):
     """A preset, or the stages themselves; the rest as in `Schedule`."""
 
-    preset: Literal["est", "constant"] | None = None  # est, unless stages are given
-    keep: Fraction | None = None  # of the preset; 0.5 if not given
+    preset: Literal["est", "constant", "dense"] | None = None  # est, unless stages are given; dense: always whole
+    keep: Fraction | None = None  # of est and constant; 0.5 if not given
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None
     policy: Literal["random", "window"] = "random"
     neurons_multiple_of: Count = 1
@@ -86,6 +87,8 @@ class ScheduleSettings(Settings):
     def _preset_or_stages(self) -> Self:
         if self.stages is not None and (self.preset is not None or self.keep is not None):
             raise ValueError("give either preset (and keep) or stages, not both.")
+        if self.preset == "dense" and self.keep is not None:
+            raise ValueError("the preset dense keeps everything; leave keep out.")
         return self
 
     def build(self, total_steps: int) -> Schedule:
@@ -94,6 +97,8 @@ class ScheduleSettings(Settings):
             stages = self.stages
         elif self.preset == "constant":
             stages = Schedule.constant(self.keep or 0.5).stages
+        elif self.preset == "dense":
+            stages = (Stage(start=0),)
         else:
             stages = Schedule.est(total_steps, self.keep or 0.5).stages
         return Schedule(

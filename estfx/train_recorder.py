@@ -44,6 +44,7 @@ class StepRecorder(TrainerCallback):
         self._begun = 0.0
         self._seconds = 0.0
         self._learning_rate = 0.0
+        self._compiled = _graphs_compiled()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,6 +64,7 @@ class StepRecorder(TrainerCallback):
             return
         step = state.global_step - 1  # Trainer has counted the step already
         activity = activity_of(extract_model_from_parallel(kwargs["model"]))
+        compiled, self._compiled = self._compiled, _graphs_compiled()
         record = StepRecord(step, activity.stage, float(logs["loss"]), self._seconds)
         self._folder.write_metrics(
             {
@@ -72,6 +74,7 @@ class StepRecorder(TrainerCallback):
                 "grad_norm": logs.get("grad_norm"),
                 "tokens": self._tokens_per_step,
                 "flops": self._plan.stages[activity.stage - 1].flops_model,
+                "compiled": self._compiled - compiled,  # graphs
                 **asdict(activity),
             }
         )
@@ -88,6 +91,11 @@ class StepRecorder(TrainerCallback):
         self._folder.write_metrics({"kind": "eval", "step": state.global_step, "held_out_loss": loss})
         if state.global_step == 0:
             self._display.say(f"held-out loss of the untrained model: {loss:.4f}")
+
+
+def _graphs_compiled() -> int:
+    """By torch.compile, in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _now() -> float:

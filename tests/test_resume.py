@@ -54,7 +54,7 @@ def run(folder: Path, *overrides: str, **options: Any) -> dict[str, Any]:
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     """What was measured, without seconds."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "compiled")} for line in lines]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -119,6 +119,15 @@ def test_what_came_after_the_last_checkpoint_is_done_again(whole: Path, stopped:
     run(stopped, resume=True)
     assert_same(stopped, whole)
     assert list(steps_of(stopped / "checkpoints")) == [10, 12]  # the last two
+
+
+def test_held_out_losses_on_the_way_are_taken_once(tmp_path: Path, stopping: Any) -> None:
+    stopping(4)
+    with pytest.raises(StoppedError):
+        run(tmp_path / "run", "train.eval_every=4")
+    stopping(-1)
+    run(tmp_path / "run", resume=True)
+    assert [line["step"] for line in lines_of(tmp_path / "run") if line["kind"] == "eval"] == [0, 4, 8, 12]
 
 
 def test_a_run_without_a_checkpoint_begins_anew(whole: Path, stopped: Path) -> None:

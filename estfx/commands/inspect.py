@@ -1,0 +1,28 @@
+"""`estfx inspect`."""
+
+import json
+
+import typer
+from rich.console import Console
+
+from estfx.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, LayerNames, Model
+
+__all__ = ["inspect"]
+
+
+def inspect(model: Model, config: ConfigValues = None, layers: LayerNames = None, as_json: AsJson = False) -> None:
+    """Show a model's layers, and what can be narrowed in them: axes, roles, reasons."""
+    import estfx
+    from estfx.model_spec import build_model, parse_options
+    from estfx.quiet import quiet_transformers
+
+    with quiet_transformers():
+        built = build_model(model, parse_options(config or ()), weightless_above=WEIGHTLESS_ABOVE)
+        with built.mode:
+            report = estfx.inspect(built.model, built.example_inputs, layers=layers or None)
+    if as_json:
+        typer.echo(json.dumps(report.model_dump(mode="json"), indent=2))
+    else:
+        from estfx.report_table import print_report
+
+        print_report(Console(), report)
