@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from estfx.step_draw import DrawnLayer
 from estfx.trace import ATTRIBUTE
 
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
 
-__all__ = ["differences", "drawn_of", "made_with"]
+__all__ = ["differences", "drawn_layers", "drawn_of", "made_with"]
 
 
 def made_with(model: nn.Module) -> dict[str, Any]:
@@ -30,6 +31,23 @@ def drawn_of(runtime: Runtime) -> dict[str, dict[str, Any]]:
         | {role.name: role.axis.size for role in kind.first.roles.found}
         for name, kind in runtime.layers.items()
     }
+
+
+def drawn_layers(
+    layers: Mapping[str, Mapping[str, Any]], paths: Mapping[str, str] | None = None
+) -> dict[str, DrawnLayer]:
+    """What `drawn_of` gave, for `draw_step`. `paths` says whose call each layer is; without it the names say so."""
+    paths = paths if paths is not None else {name: _path(name, layers) for name in layers}
+    return {
+        name: DrawnLayer(paths[name], layer["droppable"], {k: v for k, v in layer.items() if k != "droppable"})
+        for name, layer in layers.items()
+    }
+
+
+def _path(name: str, layers: Mapping[str, Any]) -> str:
+    """`layers.0#2`, the second call of a module, is `layers.0`."""
+    path, _, number = name.rpartition("#")
+    return path if path in layers and number.isdigit() else name
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

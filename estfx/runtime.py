@@ -17,14 +17,15 @@ from estfx import tags
 from estfx.agreement import Agreement
 from estfx.ahead import Ahead
 from estfx.compilation import Compiler
-from estfx.draws import draw_layers, draw_units
 from estfx.errors import EstfxError
 from estfx.layer_kind import Kind
 from estfx.layer_names import LayerPatterns
+from estfx.made_with import drawn_layers, drawn_of
 from estfx.narrowed_parameters import narrowed_parameters
 from estfx.programs import Counts, Program, Variant
 from estfx.report import Report
-from estfx.schedule import Schedule, Stage, kept_count
+from estfx.schedule import Schedule, Stage
+from estfx.step_draw import StepDraw, draw_step, units_kept
 from estfx.subnetwork import Subnetwork
 
 __all__ = ["Runtime", "stage_counts"]
@@ -33,24 +34,10 @@ log = logging.getLogger(__name__)
 ALIGNMENT = 8  # index inputs start at multiples of 64 bytes in the one buffer that travels to the device
 
 
-def units_kept(schedule: Schedule, role: tags.Role, stage: Stage) -> int:
-    multiple = schedule.neurons_multiple_of if role.fraction == "neurons" else 1
-    return kept_count(role.axis.size, getattr(stage, role.fraction), multiple)
-
-
 def stage_counts(schedule: Schedule, roles: tags.Roles, stage: Stage) -> Counts:
     """How many units of each role a stage keeps, whole ones left out."""
-    counts = ((role, units_kept(schedule, role, stage)) for role in roles.found)
+    counts = ((role, units_kept(schedule, stage, role.name, role.axis.size)) for role in roles.found)
     return tuple(sorted((role.name, count) for role, count in counts if count < role.axis.size))
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """What a step trains."""
-
-    stage_index: int
-    running: dict[str, bool]  # by layer
-    units: dict[str, dict[str, np.ndarray]]  # layer → role → units
 
 
 @dataclass
@@ -80,6 +67,7 @@ class Runtime:
     _counts: dict[tuple[int, int], Counts] = field(default_factory=dict)  # by stage and kind; asked at every call
 
     def __post_init__(self) -> None:
+        self._drawn_layers = drawn_layers(drawn_of(self), self.paths)
         self._draws = Ahead(self._draw)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
@@ -114,33 +102,8 @@ class Runtime:
         self._indices, self._calls = {}, {}
         self._send(device)
 
-    def _draw(self, step: int) -> _Draw:
-        stage_index, stage = self.schedule.stage_at(step)
-        names = list(self.layers)
-        droppable = [name for name in names if self.layers[name].first.residuals.droppable]
-        kept = kept_count(len(droppable), stage.layers) if droppable else 0
-        runs: Iterable[bool] = ()
-        if droppable:
-            runs = draw_layers(seed=self.seed, step=step, num_layers=len(droppable), kept=kept)
-        running = dict.fromkeys(names, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
-        drawn: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
-        matrices: dict[tuple[str, int], np.ndarray] = {}
-        rows = {path: row for row, path in enumerate(dict.fromkeys(self.paths.values()))}  # units are a module's own
-        for name in names:
-            for role in self.layers[name].first.roles.found:
-                key = (role.name, role.axis.size)
-                if key not in matrices:
-                    matrices[key] = draw_units(
-                        self.schedule.policy,
-                        seed=self.seed,
-                        step=step,
-                        role=role.name,
-                        num_layers=len(rows),
-                        size=role.axis.size,
-                        kept=units_kept(self.schedule, role, stage),
-                    )
-                drawn[name][role.name] = matrices[key][rows[self.paths[name]]]
-        return _Draw(stage_index, running, drawn)
+    def _draw(self, step: int) -> StepDraw:
+        return draw_step(self.schedule, self.seed, self._drawn_layers, step)
 
     def run_all(self) -> None:
         """Has every layer run at the step in force, whatever was drawn."""

@@ -21,6 +21,7 @@ __all__ = [
     "Residuals",
     "Role",
     "Roles",
+    "fraction_of",
     "get",
     "put",
 ]
@@ -108,6 +109,11 @@ class Axes:
         return ""
 
 
+def fraction_of(role: str) -> str:
+    """The field of a `Stage` that says how much of a role is kept."""
+    return "neurons" if role.startswith("neurons") else "heads"
+
+
 @dataclass(frozen=True)
 class Role:
     """An axis that may be narrowed."""
@@ -119,7 +125,7 @@ class Role:
     @property
     def fraction(self) -> str:
         """The field of a `Stage` that says how much of it is kept."""
-        return "neurons" if self.name.startswith("neurons") else "heads"
+        return fraction_of(self.name)
 
 
 @dataclass(frozen=True)
