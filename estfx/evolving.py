@@ -61,6 +61,7 @@ class EvolvingModel:
 
     @property
     def stage_index(self) -> int:
+        """The index of the stage in force in the schedule's stages, from 0."""
         return self._runtime.stage_index
 
     @property
@@ -70,6 +71,7 @@ class EvolvingModel:
 
     @property
     def schedule(self) -> Schedule:
+        """The schedule that `transform` was given."""
         return self._runtime.schedule
 
     @property

@@ -28,6 +28,8 @@ class AxisReport(_Record):
 
 
 class LayerReport(_Record):
+    """A layer, and what of it may be narrowed or skipped."""
+
     name: str  # of the module; of its second call in one forward, `layers.0#2`
     program: str  # the kind; layers of one kind share their graphs. Empty: it has none and runs as it is, always whole
     droppable: bool
@@ -36,6 +38,8 @@ class LayerReport(_Record):
 
 
 class Report(_Record):
+    """What estfx finds in a model."""
+
     model: str  # class name
     layers: list[LayerReport]
     notes: list[str] = []
