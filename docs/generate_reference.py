@@ -59,7 +59,8 @@ def command_line_page() -> str:
     """What `--help` says of every command."""
     command = typer.main.get_command(app)
     context = command.context_class(command, info_name="estfx")
-    text = get_docs_for_click(obj=command, ctx=context, name="estfx").replace("&#x27;", "'").replace("&quot;", '"')
+    text = get_docs_for_click(obj=command, ctx=context, name="estfx")
+    text = re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], text)
     text = text.replace("# `estfx`\n", "# The command line\n", 1)
     for name, each in command.commands.items():  # typer shortens them
         text = text.replace(f"* `{name}`: ", f"* [`{name}`](#estfx-{name}): {_first_sentence(each.help)}\0")
