@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from estfx.made_with import differences
 from estfx.run_report.runs import Run
+from estfx.run_report.settings_table import in_words
 from estfx.train_summary import LEFT_OUT
 
 __all__ = ["against", "first_dense", "warnings_about"]
@@ -44,8 +44,8 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
             found.append(f"{pair} read different data ({other}). Their losses cannot be compared.")
         if other := _differs(first, run, "train", _RECIPE):
             found.append(f"{pair} are trained with different settings ({other}), not only with different schedules.")
-        machine = differences(first.environment or {}, run.environment or {})
-        if other := "; ".join([*machine, *filter(None, [_differs(first, run, "train", _SPEED)])]):
+        machine = in_words(first.environment or {}, run.environment or {})
+        if other := "; ".join(filter(None, [machine, _differs(first, run, "train", _SPEED)])):
             found.append(f"{pair} ran under different conditions ({other}). Their seconds cannot be compared.")
     return found
 
@@ -96,10 +96,9 @@ def _model_differs(one: Run, other: Run) -> str:
     """In words, or an empty string; unknown models count as different."""
     if one.config is None or other.config is None:
         return "not known"
-    return "; ".join(differences({"model": one.architecture}, {"model": other.architecture}))
+    return in_words({"model": one.settings("model")}, {"model": other.settings("model")})
 
 
 def _differs(one: Run, other: Run, section: str, keys: Sequence[str]) -> str:
-    settings = [((run.config or {}).get(section)) or {} for run in (one, other)]
-    chosen = [{key: each.get(key) for key in keys} for each in settings]
-    return "; ".join(differences({section: chosen[0]}, {section: chosen[1]}))
+    chosen = [{key: run.settings(section).get(key) for key in keys} for run in (one, other)]
+    return in_words({section: chosen[0]}, {section: chosen[1]})

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from estfx.made_with import differences
 from estfx.run_report.comparison import against, first_dense, warnings_about
 from estfx.run_report.curves import Curves, curves_of
 from estfx.run_report.facts import facts_of
 from estfx.run_report.runs import Run
+from estfx.run_report.settings_table import differing
 from estfx.run_report.trained_units import TrainedUnits, trained_units
 
 __all__ = ["Contents", "RunContents", "contents_of"]
@@ -40,7 +40,7 @@ class Contents:
     runs: tuple[RunContents, ...]
     warnings: tuple[str, ...]  # what cannot be compared
     notes: tuple[str, ...]  # what is missing or damaged
-    differing_settings: tuple[str, ...]  # of the runs' configurations, in words
+    differing_settings: dict[str, list[str]]  # by dotted name, a value for each run
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data that JSON can hold; what is not finite is None."""
@@ -81,14 +81,9 @@ def contents_of(runs: Sequence[Run]) -> Contents:
             )
         facts = facts_of(run) | {"dense": run.dense, "against_dense": against(run, dense)}
         each.append(RunContents(run, facts, curves_of(run), trained))
-    first = runs[0]
-    differing = [
-        f"{run.label}: {line}"
-        for run in runs[1:]
-        if run.config is not None and first.config is not None
-        for line in differences(first.config, run.config)
-    ]
-    return Contents(tuple(each), tuple(warnings_about(runs)), tuple(notes), tuple(differing))
+    return Contents(
+        tuple(each), tuple(warnings_about(runs)), tuple(notes), differing([run.config or {} for run in runs])
+    )
 
 
 def _curves(curves: Curves) -> dict[str, Any]:

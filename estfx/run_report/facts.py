@@ -16,13 +16,12 @@ __all__ = ["facts_of"]
 def facts_of(run: Run) -> dict[str, Any]:
     """Sizes, totals over the steps done, losses, savings and stages. None stands for what the folder does not tell."""
     summary = run.summary or {}
-    model = (run.config or {}).get("model") or {}
     steps = run.steps
     last_loss = float(steps.loss[-1])
     return {
         "label": run.label,
         "folder": str(run.path),
-        "model": summary.get("model") or model.get("name"),
+        "model": summary.get("model") or run.settings("model").get("name"),
         "parameters": summary.get("parameters"),
         "finished": run.finished,
         "compiled": summary.get("compiled"),
@@ -35,7 +34,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         "training_loss": last_loss if np.isfinite(last_loss) else None,
         "held_out_loss": _held_out(run),
         "flops_saved": summary.get("flops_saved"),
-        "stages": summary.get("stages") or _stages(run),
+        "stages": summary["stages"] if "stages" in summary else _stages(run),
         "graphs": _graphs(run),
     }
 

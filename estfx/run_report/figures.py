@@ -80,20 +80,17 @@ def figures_of(contents: Contents, legend: bool) -> Iterator[tuple[str, Figure]]
 
 
 def _losses(runs: Sequence[RunContents], axis: str, legend: bool) -> Figure:
-    figure, axes = _chart(AXIS_LABELS[axis], "loss, nats a token")
+    figure, axes = _chart(runs, axis, "loss, nats a token")
     for number, each in enumerate(runs):
-        colour, curves = RUNS[number % len(RUNS)], each.curves
-        axes.plot(curves.at[axis], curves.loss, color=colour, alpha=0.3, linewidth=0.6)
-        axes.plot(curves.at[axis], curves.smoothed, color=colour, linewidth=1.4, linestyle=DASHES[number % 4])
+        line, curves = _line(number), each.curves
+        point = "." if len(curves.loss) == 1 else None
+        axes.plot(curves.at[axis], curves.loss, color=line["color"], alpha=0.3, linewidth=0.6)
+        axes.plot(curves.at[axis], curves.smoothed, **line, linewidth=1.4, marker=point)
         axes.plot(
-            curves.held_out_at[axis], curves.held_out, color=colour, linewidth=0.8, linestyle=":",
-            marker=MARKERS[number % 6], markersize=4, markerfacecolor=GROUND,
+            curves.held_out_at[axis], curves.held_out, color=line["color"], linewidth=0.8, linestyle=":",
+            marker=MARKERS[number % 6], markersize=4, markerfacecolor=GROUND, clip_on=False,
         )  # fmt: skip
-    _shade_stages(axes, runs, axis)
     _frame_losses(axes, runs)
-    if axis in ("tokens", "flops"):
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        axes.xaxis.set_major_locator(MaxNLocator(6))
     if legend:
         kinds = [
             Line2D([], [], color=MUTED, alpha=0.4, linewidth=0.6),
@@ -106,8 +103,7 @@ def _losses(runs: Sequence[RunContents], axis: str, legend: bool) -> Figure:
 
 def _frame_losses(axes: Axes, runs: Sequence[RunContents]) -> None:
     """Leaves spikes out of the frame, so that the rest can be told apart."""
-    parts = [part for each in runs for part in (each.curves.smoothed, each.curves.held_out)]
-    seen = np.concatenate(parts)
+    seen = np.concatenate([part for each in runs for part in (each.curves.smoothed, each.curves.held_out)])
     seen = seen[np.isfinite(seen)]
     raw = np.concatenate([each.curves.loss for each in runs])
     raw = raw[np.isfinite(raw)]
@@ -118,41 +114,31 @@ def _frame_losses(axes: Axes, runs: Sequence[RunContents]) -> None:
 
 
 def _seconds(runs: Sequence[RunContents], legend: bool) -> Figure:
-    figure, axes = _chart(AXIS_LABELS["step"], "seconds (logarithmic)")
+    figure, axes = _chart(runs, "step", "seconds (logarithmic)")
     axes.set_yscale("log")
     for number, each in enumerate(runs):
-        curves = each.curves
-        axes.plot(
-            curves.at["step"],
-            curves.slowest,
-            color=RUNS[number % len(RUNS)],
-            linewidth=0.8,
-            linestyle=DASHES[number % 4],
-        )
+        point = "." if len(each.curves.slowest) == 1 else None
+        axes.plot(each.curves.at["step"], each.curves.slowest, **_line(number), linewidth=0.8, marker=point)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    _shade_stages(axes, runs, "step")
     if legend:
         _legend(figure, runs, [], [])
     return figure
 
 
 def _graphs(runs: Sequence[RunContents], legend: bool) -> Figure:
-    figure, axes = _chart(AXIS_LABELS["step"], "graphs compiled in a step")
+    figure, axes = _chart(runs, "step", "graphs compiled in a step")
     most = 1
     for number, each in enumerate(runs):
         compiled = (each.facts["graphs"] or {}).get("steps", [])
         places, counts = [step["step"] for step in compiled], [step["graphs"] for step in compiled]
-        colour = RUNS[number % len(RUNS)]
-        axes.vlines(places, 0, counts, color=colour, linewidth=1.2, linestyle=DASHES[number % 4])
-        axes.plot(
-            places, counts, color=colour, marker=MARKERS[number % 6], markersize=5, linestyle="none", clip_on=False
-        )
+        line = _line(number)
+        axes.vlines(places, 0, counts, color=line["color"], linewidth=1.2, linestyle=line["linestyle"])
+        marker = MARKERS[number % 6]
+        axes.plot(places, counts, color=line["color"], marker=marker, markersize=5, linestyle="none", clip_on=False)
         most = max([most, *counts])
-    axes.set_xlim(-0.02 * (longest := max(each.run.steps.step[-1] + 1 for each in runs)), longest)
     axes.set_ylim(0, most * 1.25)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _shade_stages(axes, runs, "step")
     if legend:
         _legend(figure, runs, [], [])
     return figure
@@ -208,52 +194,41 @@ def _map(
     return figure
 
 
-def _chart(x: str, y: str) -> tuple[Figure, Axes]:
+def _line(number: int) -> dict[str, Any]:
+    """A run is told from the others by its colour and its dashes; where there are points, by their shape too."""
+    return {"color": RUNS[number % len(RUNS)], "linestyle": DASHES[number % len(DASHES)]}
+
+
+def _chart(runs: Sequence[RunContents], axis: str, y: str) -> tuple[Figure, Axes]:
+    """A frame for all that was done, with the stages of the first run that has several, each but the last shaded."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(True, linewidth=0.6)
-    axes.set_xlabel(x)
+    axes.set_xlabel(AXIS_LABELS[axis])
     axes.set_ylabel(y)
-    axes.margins(x=0)
+    spans = [spans[axis] for each in runs for _, spans in each.curves.stages]
+    low, high = min(start for start, _ in spans), max(stop for _, stop in spans)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=axis == "step"))
+    si = EngFormatter(sep=" ")
+    axes.xaxis.set_major_formatter(si if axis in ("tokens", "flops") else lambda value, _: f"{value:,.10g}")
+    staged = next((each.curves.stages for each in runs if len(each.curves.stages) > 1), ())
+    for place, (number, at) in enumerate(staged):
+        start, stop = at[axis]
+        share = (stop - start) / (high - low)
+        axes.axvspan(start, stop, color=SHADE, alpha=1 - place / (len(staged) - 1), linewidth=0, zorder=0)
+        if share > 0.04:
+            name = f"stage {number}" if share > 0.11 else str(number)
+            middle = ((start + stop) / 2, 0.985)
+            top = axes.get_xaxis_transform()
+            axes.text(*middle, name, transform=top, ha="center", va="top", fontsize=8, color=MUTED)
     return figure, axes
-
-
-def _shade_stages(axes: Axes, runs: Sequence[RunContents], axis: str) -> None:
-    """The stages of the first run that has several: each but the last darker than the next."""
-    staged = next((each for each in runs if len(each.curves.stages) > 1), None)
-    if staged is None:
-        return
-    count = len(staged.curves.stages)
-    for place, (number, spans) in enumerate(staged.curves.stages):
-        start, stop = spans[axis]
-        axes.axvspan(start, stop, color=SHADE, alpha=1 - place / max(count - 1, 1), linewidth=0, zorder=0)
-        low, high = axes.get_xlim()
-        if stop - start > 0.04 * (high - low):
-            text = f"stage {number}" if stop - start > 0.11 * (high - low) else str(number)
-            axes.text(
-                (start + stop) / 2,
-                0.985,
-                text,
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                va="top",
-                fontsize=8,
-                color=MUTED,
-            )
 
 
 def _legend(figure: Figure, runs: Sequence[RunContents], kinds: list[Line2D], names: list[str]) -> None:
     handles = [
-        Line2D(
-            [],
-            [],
-            color=RUNS[n % len(RUNS)],
-            linewidth=1.6,
-            linestyle=DASHES[n % 4],
-            marker=MARKERS[n % 6],
-            markersize=4,
-        )
-        for n in range(len(runs))
+        Line2D([], [], **_line(number), linewidth=1.6, marker=MARKERS[number % 6], markersize=4)
+        for number in range(len(runs))
     ]
-    labels = [each.label.lstrip("_") or each.label for each in runs]  # matplotlib hides a label that begins with it
+    labels = [each.label.lstrip("_") or each.label for each in runs]  # matplotlib 3.9 hides a label that begins so
     figure.legend([*handles, *kinds], [*labels, *names], loc="outside upper left", ncols=3, fontsize=8)

@@ -130,7 +130,8 @@ def _column_of_steps(each: RunContents) -> str:
 def _what(role: RoleMap) -> str:
     word = role.role.replace("_", " ")
     sizes = f"{role.sizes[0]:,}" if len(set(role.sizes)) == 1 else f"{min(role.sizes):,} to {max(role.sizes):,}"
-    each = f"Each row is a layer with {sizes} {word}"
+    groups = " (groups of them where several share keys and values)" if word == "heads" else ""
+    each = f"Each row is a layer with {sizes} {word}{groups}"
     if len(set(role.sizes)) > 1:
         return f"{each}, stretched to one width; each column is a place in it."
     if role.sizes[0] > COLUMNS:

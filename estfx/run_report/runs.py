@@ -68,10 +68,10 @@ class Run:
     def steps_planned(self) -> int | None:
         return None if self.schedule is None else self.schedule.total_steps
 
-    @property
-    def architecture(self) -> object:
-        """What decides whether two runs train the same model; None if it is not known."""
-        return None if self.config is None else self.config.get("model")
+    def settings(self, section: str) -> dict[str, Any]:
+        """A section of the configuration; empty if it is not there."""
+        found = (self.config or {}).get(section)
+        return found if isinstance(found, dict) else {}
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:

@@ -146,6 +146,8 @@ def test_what_a_run_saves_against_the_dense_one(runs, lines_of):
     assert against["held_out_loss"] == pytest.approx(after[0] - after[1])
     assert found.runs[1].facts["against_dense"] is None
     assert found.warnings == ()
+    assert list(found.differing_settings) == ["schedule.stages"]
+    assert found.differing_settings["schedule.stages"][1] == "start 0, heads 1.0, neurons 1.0, layers 1.0"
 
 
 def test_runs_are_compared_over_the_steps_that_both_have_done(evolving, whole):
@@ -160,7 +162,7 @@ def test_runs_are_compared_over_the_steps_that_both_have_done(evolving, whole):
 def test_different_models_are_not_compared(evolving, whole):
     change_config(whole, "model", name="llama")
     found = contents(evolving, whole)
-    assert "evolving and whole train different models (model.name was gpt2, is llama)" in found.warnings[0]
+    assert "evolving and whole train different models (model.name: gpt2 and llama)" in found.warnings[0]
     assert found.runs[0].facts["against_dense"] is None
     assert found.runs[0].facts["flops_saved"] is not None
 
@@ -172,9 +174,9 @@ def test_other_data_settings_and_machines_are_told(evolving, whole):
     (whole / "environment.json").write_text(json.dumps(environment | {"cpu_count": 1000}))
     found = contents(evolving, whole)
     for message in (
-        "read different data (data.seq_len was 16, is 32). Their losses cannot be compared",
-        "trained with different settings (train.learning_rate was 0.0006, is 0.1)",
-        "is 1000). Their seconds cannot be compared",
+        "read different data (data.seq_len: 16 and 32). Their losses cannot be compared",
+        "trained with different settings (train.learning_rate: 0.0006 and 0.1)",
+        " and 1000). Their seconds cannot be compared",
     ):
         assert any(message in warning for warning in found.warnings)
     against = found.runs[0].facts["against_dense"]

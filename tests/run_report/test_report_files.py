@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from estfx.cli import app
-from estfx.run_report import contents_of, read_runs
+from estfx.run_report import contents_of, read_runs, write_report
 from estfx.run_report.figures import COLOURS
 from estfx.run_report.page import DARK, page
 
@@ -92,7 +92,7 @@ def test_the_page_can_be_read_out(both):
     assert len(found.ids) == len(set(found.ids))
     text = both.read_text()
     assert '<html lang="en">' in text
-    assert text.count("<table") == text.count("<caption")
+    assert text.count("<table") == text.count("<table aria-labelledby=")
     assert text.count("<svg") == text.count('role="img" aria-label=') + text.count('aria-hidden="true"')
     for section in re.findall(r'aria-labelledby="([^"]*)"', text):
         assert section in found.ids
@@ -145,6 +145,16 @@ def test_what_cannot_be_compared_stands_first(evolving, whole):
         < text.index("train different models")
         < text.index("Loss The")
     )
+
+
+@pytest.mark.parametrize(("steps", "changes"), [(1, {}), (3, {"loss": float("nan")})])
+def test_a_run_that_has_only_begun_is_drawn(evolving, lines_of, steps, changes):
+    (evolving / "summary.json").unlink()
+    lines = [line for line in lines_of(evolving) if line["kind"] == "step"][:steps]
+    (evolving / "metrics.jsonl").write_text("".join(json.dumps(line | changes) + "\n" for line in lines))
+    found = contents_of(read_runs([evolving]))
+    assert f"Counted over all {steps} steps done" in Page(page(found)).text
+    write_report(found, "png")
 
 
 def test_json_is_printed_alone(runs, evolving, whole):
