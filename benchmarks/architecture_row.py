@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from round_trip import check_round_trip
 from tiny_inputs import example_inputs
 from tiny_models import tiny_model
 
@@ -58,6 +59,8 @@ def examine(model_type: str, experts: str | None = None) -> Row:
         row["without_gradient"] = sorted(name for name in original - trained if not name.startswith(skipped))
         model.set_step(1)
         row["model_difference"] = _difference(_logits(model, inputs), logits)
+        stage = "write as JSON and read again"
+        check_round_trip(model)
     except Exception as error:
         row["failed"] = stage
         row["error"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:700]

@@ -2,6 +2,7 @@
 
 from estfx.compilation import load_compiled, save_compiled
 from estfx.dump import dump
+from estfx.dumping.loading import load_graphs
 from estfx.errors import EstfxError, ScheduleError, TraceError, UnsupportedModelError, VerifyError
 from estfx.evolving import EvolvingModel
 from estfx.plan import Plan, plan
@@ -27,6 +28,7 @@ __all__ = [
     "dump",
     "inspect",
     "load_compiled",
+    "load_graphs",
     "plan",
     "restore",
     "save_compiled",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from estfx.attribute_reads import Reads, all_attributes, recorded_reads
 from estfx.caches import asks_for_cache
@@ -21,7 +22,7 @@ from estfx.layer_names import LayerPatterns, check_named, looks_like_layers, nam
 from estfx.meta_run import NumbersHaveValues
 from estfx.signature import flatten
 
-__all__ = ["LayerCall", "capture_layers", "default_inputs", "run_quietly"]
+__all__ = ["LayerCall", "capture_layers", "default_inputs", "run_quietly", "sized_inputs"]
 
 log = logging.getLogger(__name__)
 BATCH, SEQUENCE = 3, 17  # distinct primes, so that no size is mistaken for the other
@@ -64,6 +65,27 @@ def call_arguments(model: nn.Module, example_inputs: object) -> tuple[tuple[Any,
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     raise TraceError(f"example_inputs has the type {type(example_inputs).__name__}; pass a dict, a tuple or a tensor.")
+
+
+def sized_inputs(model: nn.Module, example_inputs: object, batch: int, sequence: int) -> object:
+    """Example inputs whose token ids, integers `[batch, sequence]`, have other sizes; other tensors of those sizes too.
+
+    Raises TraceError if there are none.
+    """
+    if example_inputs is None:
+        return default_inputs(model, batch, sequence, limit=False)
+    args, kwargs = call_arguments(model, example_inputs)
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    tokens = next((x for x in leaves if x.ndim == 2 and not x.is_floating_point()), None)
+    if tokens is None:
+        raise TraceError("no token ids (integers [batch, sequence]) are among the example inputs, to be given sizes.")
+
+    def sized(x: torch.Tensor) -> torch.Tensor:
+        same = x.shape[:2] == tokens.shape
+        return x.new_zeros(batch, sequence, *x.shape[2:]) if same else x
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, sized, (args, kwargs))
+    return kwargs if kwargs and not args else args
 
 
 def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:

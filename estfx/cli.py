@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from estfx.commands.bench import bench
 from estfx.commands.dump import dump
 from estfx.commands.inspect import inspect
+from estfx.commands.plan import plan
 from estfx.commands.report import report
 from estfx.commands.train import train
 from estfx.errors import EstfxError, VerifyError
@@ -41,7 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, inspect, dump, bench, report):
+for command in (train, inspect, plan, dump, bench, report):
     app.command()(command)
 
 

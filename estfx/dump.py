@@ -1,16 +1,15 @@
-"""The rewritten graphs of a stage, as text."""
+"""The rewritten graphs of a stage, written down."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from estfx.errors import ScheduleError
+from estfx.dumping.formats import FORMATS
+from estfx.dumping.stage_graphs import stage_graphs
+from estfx.errors import EstfxError
 from estfx.layer_names import LayerPatterns
-from estfx.printing import graph_text
-from estfx.programs import analysed
-from estfx.runtime import stage_counts
 from estfx.schedule import Schedule
-from estfx.trace import trace
+from estfx.settings import nearest
 
 __all__ = ["dump"]
 
@@ -22,26 +21,29 @@ def dump(
     example_inputs: object = None,
     *,
     layers: LayerPatterns | None = None,
+    format: str = "text",
+    after: str | None = None,
 ) -> str:
     """The narrowed graph of every kind of layer at `schedule.stages[stage_index]`, before compilation.
 
-    `layers` names the layers, as for `trace`.
+    `format` is one of
+
+    - `text`: one line a node, with its type, its axes, the line of the model's own code, and the passes that made it,
+    - `diff`: the unified difference of that text to the whole layer's,
+    - `code`: Python that runs, a function for each kind,
+    - `json`: all of it, to be read by programs and made a GraphModule again (`estfx.load_graphs`),
+    - `dot`, `svg`: for Graphviz, and drawn by it,
+    - `html`: a page to look around in, which needs nothing else,
+    - `model-explorer`: a graph collection for Google's Model Explorer.
+
+    `layers` names the layers, as for `trace`. With `after`, the name of a pass, the graphs are as that pass left them.
+
+    Raises ScheduleError for a stage that does not exist, EstfxError for a format or a pass that does not, or a program
+    that a format needs and that is not installed.
     """
-    if not 0 <= stage_index < len(schedule.stages):
-        raise ScheduleError(
-            f"stage {stage_index} was asked for, but the schedule has {len(schedule.stages)}: "
-            f"0 to {len(schedule.stages) - 1}."
-        )
-    stage = schedule.stages[stage_index]
-    decoder = trace(model, example_inputs, layers=layers)
-    parts = [f"# {type(model).__name__}, stage {stage_index + 1} of {len(schedule.stages)}, from step {stage.start}"]
-    for name, traced in decoder.traced.items():
-        variant = analysed(traced)
-        counts = stage_counts(schedule, variant.roles, stage)
-        names = [layer for layer, program in decoder.layers.items() if program == name]
-        kept = dict(counts)
-        shown = [f"{r.name} {kept.get(r.name, r.axis.size)} of {r.axis.size}" for r in variant.roles.found]
-        runs = f"{stage.layers:.0%} of them run" if variant.residuals.droppable else "all of them run"
-        parts.append(f"# {name}: {len(names)} layers ({names[0]} … {names[-1]}), {runs}; {', '.join(shown) or 'whole'}")
-        parts.append(graph_text(variant.narrowed(counts)))
-    return "\n".join(parts)
+    if format not in FORMATS:
+        raise EstfxError(f"there is no format {format!r}; {nearest(format, FORMATS)}")
+    graphs = stage_graphs(
+        model, schedule, stage_index, example_inputs, layers=layers, after=after, with_outer=format in ("html", "json")
+    )
+    return FORMATS[format](graphs)

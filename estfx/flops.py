@@ -20,13 +20,13 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from estfx import tags
-from estfx.capture import LayerCall, default_inputs, without_cache
+from estfx.capture import LayerCall, call_arguments, without_cache
 from estfx.meta_run import NumbersHaveValues
 from estfx.programs import numbers_at_work
 from estfx.signature import flatten
 from estfx.trace import Decoder
 
-__all__ = ["Cost", "Surroundings", "graph_cost", "measure_surroundings"]
+__all__ = ["Cost", "Surroundings", "flop_counter", "graph_cost", "measure_surroundings"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _convolution_backward(
     return one * (bool(wanted[0]) + bool(wanted[1]))
 
 
-def _counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
     formulas: dict[Any, Formula] = {
         torch.ops.aten._grouped_mm: _grouped_product,
         torch.ops.aten.convolution_backward: _convolution_backward,
@@ -104,10 +104,10 @@ def _counter() -> FlopCounterMode:
 def _cost(function: Any, weights: dict[str, torch.Tensor]) -> Cost:
     saved = _Saved(list(weights.values()))
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
-        with _counter() as forward:
+        with flop_counter() as forward:
             result = function()
         leaves = [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor) and x.requires_grad]
-        with _counter() as backward:
+        with flop_counter() as backward:
             torch.autograd.backward(leaves, [torch.ones_like(x) for x in leaves])
     return Cost(
         forward.get_total_flops(),
@@ -185,22 +185,22 @@ def _passing_layers(decoder: Decoder, seen: dict[str, list[torch.Tensor]]) -> It
             del own[0].module.__dict__["forward"]
 
 
-def measure_surroundings(decoder: Decoder, batch_size: int, seq_len: int) -> Surroundings:
-    """Runs the model on meta tensors with its layers passed over."""
+def measure_surroundings(decoder: Decoder, example_inputs: object) -> Surroundings:
+    """Runs the model on meta tensors of the example's shapes, with its layers passed over."""
     model = decoder.model
     state = {name: _meta(p, grad=True) for name, p in model.named_parameters()}
     state |= {name: _meta(b) for name, b in model.named_buffers()}
     tied = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     inside = {id(p) for info in decoder.infos.values() for p in info.call.module.parameters()}
     outside = {tied[id(p)]: state[tied[id(p)]] for p in model.parameters() if id(p) not in inside}
-    inputs = {name: _meta(x) for name, x in default_inputs(model, batch_size, seq_len, limit=False).items()}
+    args, inputs = pytree.tree_map_only(torch.Tensor, _meta, call_arguments(model, example_inputs))
     seen: dict[str, list[torch.Tensor]] = {}
     flags = {module: module.training for module in model.modules()}
     try:
         model.eval()  # mounts stay out of the way
         with _passing_layers(decoder, seen), NumbersHaveValues():
             kwargs = without_cache(model, inputs)
-            cost = _cost(lambda: functional_call(model, state, (), kwargs, tie_weights=True), outside)
+            cost = _cost(lambda: functional_call(model, state, args, kwargs, tie_weights=True), outside)
     finally:
         for module, training in flags.items():
             module.training = training

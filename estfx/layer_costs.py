@@ -8,6 +8,7 @@ its square (attention).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,9 +16,12 @@ from fractions import Fraction
 import torch
 from torch import nn
 
+from estfx.axis_sorts import sort_of
+from estfx.branches import branches_of
 from estfx.capture import default_inputs
 from estfx.flops import Cost, graph_cost
 from estfx.layer_names import LayerPatterns
+from estfx.node_flops import node_flops
 from estfx.programs import Counts, Variant, analysed
 from estfx.signature import flatten
 from estfx.trace import Decoder, trace
@@ -39,7 +43,31 @@ class LayerCosts:
     batch_size: int
     seq_len: int
     _found: dict[object, Cost] = field(default_factory=dict)
+    _parts: dict[object, dict[str, int]] = field(default_factory=dict)
     _short: list[tuple[Decoder, dict[str, Variant]]] = field(default_factory=list)  # traced at LENGTHS
+
+    def forward_parts(self, layer: str, counts: Counts, inputs: Sequence[torch.Tensor]) -> dict[str, int]:
+        """Forward FLOPs of such a call by what of its part can be narrowed: heads, neurons, channels, or `other`.
+
+        Empty where the graph has been made for another length alone.
+        """
+        program = self.decoder.layers[layer]
+        key = ("parts", program, counts, tuple(tuple(x.shape) for x in inputs))
+        if key not in self._parts:
+            graph = self.variants[program].narrowed(counts)
+            flops = node_flops(graph, inputs) if self._fits(program, inputs) else {}
+            found: Counter[str] = Counter()
+            for title, names in branches_of(graph):
+                found[sort_of(title) or "other"] += sum(flops.get(name, 0) for name in names)
+            self._parts[key] = {part: number for part, number in found.items() if number}
+        return self._parts[key]
+
+    def _fits(self, program: str, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether the graph is one for inputs of these sizes."""
+        return all(
+            all(want is None or want == size for want, size in zip(wanted, x.shape, strict=True))
+            for wanted, x in zip(self.variants[program].traced.shapes, inputs, strict=True)
+        )
 
     def of(self, layer: str, counts: Counts, inputs: Sequence[torch.Tensor]) -> Cost:
         """Of a call with that many units kept, on tensors such as `inputs`, which may be on the meta device."""
@@ -47,13 +75,10 @@ class LayerCosts:
         shapes: Shapes = tuple(tuple(x.shape) for x in inputs)
         key = (program, counts, shapes)
         if key not in self._found:
-            variant = self.variants[program]
-            fits = all(
-                all(want is None or want == size for want, size in zip(wanted, shape, strict=True))
-                for wanted, shape in zip(variant.traced.shapes, shapes, strict=True)
-            )
-            cost = graph_cost(variant.narrowed(counts), list(inputs)) if fits else self._extrapolated(layer, counts)
-            self._found[key] = cost
+            if self._fits(program, inputs):
+                self._found[key] = graph_cost(self.variants[program].narrowed(counts), list(inputs))
+            else:
+                self._found[key] = self._extrapolated(layer, counts)
         return self._found[key]
 
     def _extrapolated(self, layer: str, counts: Counts) -> Cost:

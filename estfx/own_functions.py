@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from estfx.algebra import extent_of
 
-__all__ = ["is_own_function", "is_pointwise_function", "kept_functions", "replace_calls"]
+__all__ = ["callable_of", "is_own_function", "is_pointwise_function", "kept_functions", "replace_calls"]
 
 _calls: dict[int, tuple[type[torch.autograd.Function], tuple[Any, ...]]] = {}  # by number; tensors are left out
 _pointwise: set[type[torch.autograd.Function]] = set()
@@ -139,11 +139,11 @@ def replace_calls(graph: Graph) -> None:
         if node.target is torch.ops.estfx.own_function.default:
             cls, args = _calls[node.args[0]]
             given = iter(node.args[1])
-            node.target = _callable(cls)
+            node.target = callable_of(cls)
             node.args = tuple(next(given) if a is _TENSOR else a for a in args)
 
 
-def _callable(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
+def callable_of(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
     if cls not in _callables:
 
         def call(*args: Any) -> Any:

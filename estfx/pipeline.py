@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from estfx import graph_rules, switches
 from estfx.errors import VerifyError
+from estfx.provenance import snapshot, write_down
 
 __all__ = ["Analysis", "Pass", "Rewrite", "run_passes"]
 
@@ -51,10 +52,12 @@ def run_passes(gm: GraphModule, passes: Sequence[Pass]) -> GraphModule:
         if missing:
             raise VerifyError(f"pass {step.name()} needs {', '.join(missing)}, which no pass before it has put")
         before = _text(gm) if switches.VERIFY else ""
+        nodes = snapshot(gm)
         started = time.perf_counter()
         try:
             count = step.run(gm)
             if isinstance(step, Rewrite):
+                write_down(gm, nodes, step.name())
                 gm.recompile()
             if switches.VERIFY:
                 gm.graph.lint()

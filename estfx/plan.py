@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from estfx.capture import sized_inputs
 from estfx.errors import ScheduleError
 from estfx.flops import measure_surroundings
 from estfx.layer_costs import LayerCosts
@@ -32,6 +33,8 @@ class StagePlan(BaseModel):
     flops_model: float  # embedding, LM head and all else counted too
     parameters: float  # numbers that take part
     activation_bytes: float  # kept for the backward pass by the layers when run uncompiled
+    units: dict[str, tuple[int, int]] = {}  # heads (and channels), neurons, layers: how many are kept, of how many
+    flops_forward: dict[str, float] = {}  # of the layers' forward pass, by part; empty where it cannot be told
 
     @property
     def steps(self) -> int:
@@ -47,6 +50,7 @@ class Plan(BaseModel):
     seq_len: int
     stages: list[StagePlan]
     whole: StagePlan  # the whole model over all steps
+    programs: int = 0  # graphs of layers that torch.compile makes for one batch shape; it makes some around them too
 
     @property
     def saving_layers(self) -> float:
@@ -60,11 +64,18 @@ class Plan(BaseModel):
 
 
 def plan(
-    model: nn.Module, schedule: Schedule, *, batch_size: int, seq_len: int, layers: LayerPatterns | None = None
+    model: nn.Module,
+    schedule: Schedule,
+    *,
+    batch_size: int,
+    seq_len: int,
+    example_inputs: object = None,
+    layers: LayerPatterns | None = None,
 ) -> Plan:
     """Costs by stage for batches of `batch_size` sequences of `seq_len` tokens. Weights may be on the meta device.
 
-    `layers` names the layers, as for `trace`. Each call of a layer counts; its parameters count once.
+    `example_inputs` and `layers` are as for `trace`; of the example the token ids (integers `[batch, sequence]`) are
+    given the sizes asked for. Each call of a layer counts; its parameters count once.
 
     Raises ScheduleError if the schedule does not say how many steps there are in all.
     """
@@ -72,9 +83,9 @@ def plan(
         raise ScheduleError(
             "the schedule has no total_steps, so its last stage has no end. Say it: Schedule(..., total_steps=150_000)."
         )
-    decoder = trace(model, layers=layers)
+    decoder = trace(model, example_inputs, layers=layers)
     variants = {name: analysed(traced) for name, traced in decoder.traced.items()}
-    surroundings = measure_surroundings(decoder, batch_size, seq_len)
+    surroundings = measure_surroundings(decoder, sized_inputs(model, example_inputs, batch_size, seq_len))
     costs = LayerCosts(model, layers, decoder, variants, batch_size, seq_len)
     calls = [(info.call, variants[info.program]) for info in decoder.infos.values()]
 
@@ -82,10 +93,18 @@ def plan(
         droppable = sum(variant.residuals.droppable for _, variant in calls)
         kept = kept_count(droppable, stage.layers) if droppable else 0
         each = []
+        parts: dict[str, float] = {}
+        units = {"heads": (0, 0), "neurons": (0, 0), "layers": (len(calls) - droppable + kept, len(calls))}
         for call, variant in calls:
             counts = stage_counts(schedule, variant.roles, stage)
+            inputs = surroundings.inputs[call.name]
             runs = kept / droppable if variant.residuals.droppable else 1.0
-            each.append((costs.of(call.name, counts, surroundings.inputs[call.name]), runs))
+            each.append((costs.of(call.name, counts, inputs), runs))
+            for part, number in costs.forward_parts(call.name, counts, inputs).items():
+                parts[part] = parts.get(part, 0.0) + number * runs
+            for role in variant.roles.found:
+                some, of = units[role.fraction]
+                units[role.fraction] = (some + dict(counts).get(role.name, role.axis.size), of + role.axis.size)
         at_work = [
             CallAtWork(call, variant.residuals.droppable, cost.parameters)
             for (call, variant), (cost, _) in zip(calls, each, strict=True)
@@ -101,6 +120,8 @@ def plan(
             flops_model=flops + surroundings.cost.flops,
             parameters=parameters_at_work(at_work, kept) + sum(surroundings.cost.parameters.values()),
             activation_bytes=sum(cost.activation_bytes * weight for cost, weight in each),
+            units=units,
+            flops_forward=parts,
         )
 
     starts = [stage.start for stage in schedule.stages]
@@ -111,4 +132,8 @@ def plan(
         seq_len=seq_len,
         stages=stages,
         whole=stage_plan(Stage(start=0), 0, schedule.total_steps),
+        programs=sum(
+            len({stage_counts(schedule, variant.roles, stage) for stage in schedule.stages})
+            for variant in variants.values()
+        ),
     )

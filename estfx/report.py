@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from estfx import tags
+from estfx.branches import BRANCH, branches_of
 from estfx.exportable import loops_over_experts
 from estfx.layer_names import LayerPatterns
 from estfx.programs import Variant, analysed
@@ -35,6 +36,7 @@ class LayerReport(_Record):
     droppable: bool
     axes: list[AxisReport]
     notes: list[str]  # why something stays whole, in words
+    branches: list[str] = []  # the residual branches in order, each with what of it can be narrowed
 
 
 class Report(_Record):
@@ -71,7 +73,12 @@ def report_of(decoder: Decoder, variants: dict[str, Variant], notes: dict[str, l
             reasons.append("no axis of it closes into the residual stream")
         layers.append(
             LayerReport(
-                name=name, program=info.program, droppable=variant.residuals.droppable, axes=found, notes=reasons
+                name=name,
+                program=info.program,
+                droppable=variant.residuals.droppable,
+                axes=found,
+                notes=reasons,
+                branches=[title for title, _ in branches_of(variant.traced.graph) if title.startswith(BRANCH)],
             )
         )
     for name, reason in decoder.left.items():

@@ -6,10 +6,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from estfx.report import AxisReport, LayerReport, Report
 
-__all__ = ["print_report"]
+__all__ = ["print_report", "print_tree"]
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -24,12 +25,33 @@ def print_report(console: Console, report: Report) -> None:
         names = layers[0].name if len(layers) == 1 else f"{layers[0].name} … {layers[-1].name} ({len(layers)})"
         skip = "may be skipped" if all(layer.droppable for layer in layers) else "cannot be skipped"
         say(f"\n{names}: {program or 'no graph'}, {skip}")
+        for branch in layers[0].branches:
+            say(f"  {branch}")
         if layers[0].axes:
             console.print(_axes(layers[0]))
         for note in dict.fromkeys(note for layer in layers for note in layer.notes):
             say(f"- {note}")
     for note in report.notes:
         say(f"- {note}")
+
+
+def print_tree(console: Console, report: Report) -> None:
+    """Prints every layer by itself: its branches, its axes with the parameters that have them, and the reasons."""
+    tree = Tree(Text(f"{report.model}, {len(report.layers)} layers"))
+    for layer in report.layers:
+        skip = "may be skipped" if layer.droppable else "cannot be skipped"
+        place = tree.add(Text(f"{layer.name}: {layer.program or 'no graph'}, {skip}"))
+        for branch in layer.branches:
+            place.add(Text(branch))
+        for axis in layer.axes:
+            inner = place.add(Text(f"{axis.role} {axis.size}" + (f": {axis.note}" if axis.note else "")))
+            for name, dims in axis.parameters.items():
+                inner.add(Text(f"{name} [{', '.join(map(str, dims))}]"))
+        for note in layer.notes:
+            place.add(Text(note))
+    for note in report.notes:
+        tree.add(Text(note))
+    console.print(tree, soft_wrap=True)
 
 
 def _axes(layer: LayerReport) -> Table:

@@ -65,11 +65,11 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, neurons: int = NEURONS) -> None:
         super().__init__()
-        self.gate = nn.Linear(HIDDEN, NEURONS, bias=False)
-        self.up = nn.Linear(HIDDEN, NEURONS, bias=False)
-        self.down = nn.Linear(NEURONS, HIDDEN, bias=False)
+        self.gate = nn.Linear(HIDDEN, neurons, bias=False)
+        self.up = nn.Linear(HIDDEN, neurons, bias=False)
+        self.down = nn.Linear(neurons, HIDDEN, bias=False)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))

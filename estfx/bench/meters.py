@@ -12,19 +12,9 @@ import torch
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Memory", "compilations", "memory_of", "peak_flops", "synchronize"]
+from estfx.hardware import PEAKS
 
-# Dense bfloat16 FLOPs per second, as their makers state them (NVIDIA and AMD data sheets), by a part of the name.
-PEAKS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "MI300X": 1307e12,
-}
+__all__ = ["Memory", "compilations", "memory_of", "peak_flops", "synchronize"]
 
 
 def synchronize(device: torch.device) -> None:

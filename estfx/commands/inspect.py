@@ -1,6 +1,7 @@
 """`estfx inspect`."""
 
 import json
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,8 +11,19 @@ from estfx.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, Layer
 __all__ = ["inspect"]
 
 
-def inspect(model: Model, config: ConfigValues = None, layers: LayerNames = None, as_json: AsJson = False) -> None:
-    """Show a model's layers, and what can be narrowed in them: axes, roles, reasons."""
+def inspect(
+    model: Model,
+    config: ConfigValues = None,
+    layers: LayerNames = None,
+    tree: Annotated[bool, typer.Option("--tree", help="Show every layer by itself, as a tree.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's layers, and what can be narrowed in them: branches, axes, reasons.
+
+    estfx inspect llama
+
+    estfx inspect my_model.py:factory --layers 'blocks.*' --tree
+    """
     import estfx
     from estfx.model_spec import build_model, parse_options
     from estfx.quiet import quiet_transformers
@@ -23,6 +35,6 @@ def inspect(model: Model, config: ConfigValues = None, layers: LayerNames = None
     if as_json:
         typer.echo(json.dumps(report.model_dump(mode="json"), indent=2))
     else:
-        from estfx.report_table import print_report
+        from estfx.report_table import print_report, print_tree
 
-        print_report(Console(), report)
+        (print_tree if tree else print_report)(Console(), report)

@@ -1,0 +1,111 @@
+"""Graphs of a stage as Python that runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from estfx.dumping.constants import packed
+from estfx.dumping.stage_graphs import StageGraphs
+from estfx.dumping.text import header, kind_header
+from estfx.errors import EstfxError
+from estfx.graphs import source_line
+from estfx.own_functions import is_own_function
+from estfx.printing import axes_text, size_names, type_text
+from estfx.provenance import passes_of
+
+__all__ = ["code"]
+
+
+def code(graphs: StageGraphs) -> str:
+    """A module with a function for each kind, from its stream, sides, indices and weights to a tuple of tensors."""
+    imports: set[str] = set()
+    functions = [f"{kind_header(kind, graphs)}\n{_function(kind.graph, kind.name, imports)}" for kind in graphs.kinds]
+    lines = [header(graphs), "", *sorted(imports), "", "import torch", ""]
+    if any("unpacked(" in each for each in functions):
+        lines.insert(-2, "from estfx.dumping.constants import unpacked")
+    return "\n".join([*lines, *(f"\n{each}" for each in functions)])
+
+
+def _function(gm: GraphModule, name: str, imports: set[str]) -> str:
+    symbols = size_names(gm)
+    inputs = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+    inner: list[str] = []
+    body = []
+    for node in gm.graph.nodes:
+        if node.op == "output":
+            body.append(f"    return {_value(node.args[0], imports)}")
+            continue
+        if node.op == "get_attr":
+            held = getattr(gm, str(node.target))
+            if isinstance(held, GraphModule):
+                inner.append(_function(held, f"{name}_{node.name}", imports))
+                body.append(f"    {node.name} = {name}_{node.name}")
+                continue
+            text = _constant(held)
+        elif node.op == "call_function":
+            given = [_value(each, imports) for each in node.args]
+            given += [f"{key}={_value(each, imports)}" for key, each in node.kwargs.items()]
+            text = f"{_callable(node.target, imports)}({', '.join(given)})"
+        else:
+            continue
+        body.append(f"    {node.name} = {text}{_comment(gm, node, symbols)}")
+    head = f"def {name}({', '.join(inputs)}):"
+    return "\n\n".join([*inner, "\n".join([head, *body])]) + "\n"
+
+
+def _comment(gm: GraphModule, node: Node, symbols: dict[str, str]) -> str:
+    parts = [type_text(node, symbols), axes_text(gm, node), source_line(node), ", ".join(passes_of(node))]
+    shown = "  ".join(filter(None, parts))
+    return f"  # {shown}" if shown else ""
+
+
+def _constant(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        raise EstfxError(
+            f"a graph holds a {type(value).__name__}, which cannot be written as Python; use --format text."
+        )
+    dtype = str(value.dtype)
+    if value.numel() <= 16 and all(math.isfinite(each) for each in value.double().flatten().tolist()):
+        return f"torch.tensor({value.tolist()}, dtype={dtype})"
+    return f"unpacked({packed(value)!r}, {dtype.removeprefix('torch.')!r}, {list(value.shape)})"
+
+
+def _value(value: Any, imports: set[str]) -> str:
+    if isinstance(value, Node):
+        return value.name
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+        return str(value)
+    if isinstance(value, torch.device):
+        return repr(str(value))
+    if isinstance(value, slice):
+        return f"slice({', '.join(_value(each, imports) for each in (value.start, value.stop, value.step))})"
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(_value(each, imports) for each in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_value(k, imports)}: {_value(v, imports)}' for k, v in value.items())}}}"
+    return _callable(value, imports) if callable(value) else repr(value)
+
+
+def _callable(target: Any, imports: set[str]) -> str:
+    """An expression for a function, with the import that it needs."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"torch.ops.{target}"
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"torch.ops.higher_order.{target.name()}"
+    module, name = target.__module__, target.__qualname__
+    if is_own_function(target):
+        name += ".apply"
+    module = "operator" if module == "_operator" else module
+    if "<locals>" in name:
+        raise EstfxError(f"a graph calls {name} of {module}, a function that cannot be imported; use --format text.")
+    if module == "builtins":
+        return str(name)
+    imports.add(f"import {module}")
+    return f"{module}.{name}"

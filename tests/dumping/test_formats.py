@@ -1,0 +1,173 @@
+"""What `estfx.dump` writes in each of its formats."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import build
+from hand_written import Decoder, GatedMlp, GroupedAttention, PreNorm
+
+import estfx
+from estfx.dump import dump
+from estfx.dumping.stage_graphs import pass_names, stage_graphs
+from estfx.errors import EstfxError
+from estfx.schedule import Schedule, Stage
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
+
+from round_trip import check_round_trip
+
+SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=9)], total_steps=10)
+IDS = (torch.randint(101, (3, 17)),)
+
+
+def decoder() -> Decoder:
+    return Decoder(PreNorm(GroupedAttention(), GatedMlp()), PreNorm(GroupedAttention(), GatedMlp()))
+
+
+def written(format: str, **options: Any) -> str:
+    return dump(decoder(), SCHEDULE, 0, IDS, format=format, **options)
+
+
+def test_a_line_says_which_pass_made_or_changed_it() -> None:
+    text = written("text")
+    assert re.search(r"%take = take\(.*\) .* # narrow-axes$", text, re.MULTILINE)
+    assert re.search(r"= mul\(%take_\d+, 2\) .* # \S+:\d+; scale-contractions$", text, re.MULTILINE)
+    gelu = next(line for line in text.splitlines() if " = silu(" in line)
+    assert gelu.endswith(".py:" + gelu.rpartition(":")[2])  # the user's line, and no pass
+
+
+def test_a_gather_has_the_axes_of_what_it_takes_from() -> None:
+    assert re.search(r"%take_\d+ = take\(%mlp\S*, 0, %index_neurons\) .*\(neurons, \.\)", written("text"))
+
+
+def test_the_difference_shows_what_the_stage_changes() -> None:
+    lines = written("diff").splitlines()
+    assert "--- PreNorm, whole" in lines
+    assert "+++ PreNorm, stage 1" in lines
+    added = [line for line in lines if line.startswith("+") and "take(" in line]
+    removed = [line for line in lines if line.startswith("-") and " linear(" in line]
+    assert added
+    assert removed
+    assert not [line for line in lines if line.startswith(("+", "-")) and "= pow(" in line]  # norms stay
+    assert "the same as the whole layer" in dump(decoder(), SCHEDULE, 1, IDS, format="diff")
+
+
+@pytest.mark.parametrize("name", pass_names())
+def test_the_graph_after_a_pass(name: str) -> None:
+    text = written("text", after=name)
+    late = pass_names().index(name)
+    assert ("take(" in text) == (late >= pass_names().index("narrow-axes"))
+    assert ("; scale-contractions" in text) == (name == "scale-contractions")
+    assert ("neurons" in text.partition("graph ")[2]) == (late >= pass_names().index("find-mlp"))
+
+
+def test_python_that_runs(tmp_path: Path) -> None:
+    graph = stage_graphs(decoder(), SCHEDULE, 0, IDS).kinds[0].graph
+    (tmp_path / "layer.py").write_text(written("code"))
+    sizes: dict[str, int] = {}
+    inputs = [_like(node, sizes) for node in graph.graph.nodes if node.op == "placeholder"]
+    torch.save((inputs, graph(*inputs)), tmp_path / "values.pt")
+    program = (
+        "import torch, layer\n"
+        "inputs, wanted = torch.load('values.pt', weights_only=True)\n"
+        "assert all(map(torch.equal, layer.PreNorm(*inputs), wanted))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _like(node: Any, sizes: dict[str, int]) -> torch.Tensor:
+    """A value for an input of a graph; of the dynamic sizes the first is 2, any other 5."""
+    value = node.meta["val"]
+    texts = [str(size) for size in value.shape]
+    shape = [int(text) if text.isdigit() else sizes.setdefault(text, 5 if sizes else 2) for text in texts]
+    return torch.arange(*shape) if value.dtype == torch.int64 else torch.randn(shape)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped", "falcon", "bloom"])
+def test_json_makes_a_graph_that_computes_the_same(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    (tmp_path / "graphs.json").write_text(dump(model, SCHEDULE, 0, format="json"))
+    loaded = estfx.load_graphs(tmp_path / "graphs.json")
+    assert set(loaded) == {kind.name for kind in stage_graphs(model, SCHEDULE, 0).kinds}
+    check_round_trip(estfx.transform(model, SCHEDULE, compile=False))
+
+
+def test_json_holds_what_the_text_says() -> None:
+    found = json.loads(written("json"))
+    assert (found["format"], found["version"], found["stage"], found["num_stages"]) == ("estfx-graphs", 1, 1, 2)
+    (kind,) = found["kinds"]
+    assert kind["layers"] == ["layers.0", "layers.1"]
+    assert kind["roles"]["neurons"][0] * 2 == kind["roles"]["neurons"][1]
+    nodes = {node["name"]: node for node in kind["graph"]["nodes"]}
+    assert nodes["take"]["passes"] == ["narrow-axes"]
+    titles = [title for title, _ in kind["graph"]["branches"]]
+    assert titles == ["around the branches", "residual branch 1 (heads)", "residual branch 2 (neurons)"]
+    parts = [name for _, names in kind["graph"]["branches"] for name in names]
+    assert sorted(parts) == sorted(name for name, node in nodes.items() if node["op"] not in ("input", "weight"))
+    assert [node["target"] for node in found["outer"]["nodes"] if node["op"] == "layer"] == ["layers.0", "layers.1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is no dump of estfx in JSON"),
+        ('{"format": "estfx-graphs"}', "is no dump of estfx in JSON"),
+    ],
+)
+def test_a_file_that_is_no_dump_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "graphs.json").write_text(text)
+    with pytest.raises(EstfxError, match=said):
+        estfx.load_graphs(tmp_path / "graphs.json")
+    with pytest.raises(EstfxError, match="cannot be read"):
+        estfx.load_graphs(tmp_path / "none.json")
+
+
+def test_a_function_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    text = written("json").replace("aten::silu.default", "os:system").replace('"aten::silu', '"os:system')
+    (tmp_path / "graphs.json").write_text(text.replace("os:system", "somewhere.else:function"))
+    with pytest.raises(EstfxError, match="there is no function somewhere"):
+        estfx.load_graphs(tmp_path / "graphs.json")
+
+
+def test_dot_and_svg() -> None:
+    text = written("dot")
+    assert text.startswith("digraph estfx {")
+    assert 'label="residual branch 2 (neurons)"' in text
+    if shutil.which("dot") is None:
+        pytest.skip("Graphviz is not installed")
+    root = ElementTree.fromstring(written("svg"))
+    assert root.tag.endswith("svg")
+    assert len(root.findall(".//{*}g[@class='node']")) > 40
+
+
+def test_svg_without_graphviz_names_it_and_what_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    with pytest.raises(EstfxError, match=r"program `dot`, which is not installed.*--format html needs no program"):
+        written("svg")
+
+
+def test_a_collection_for_model_explorer() -> None:
+    (graph,) = json.loads(written("model-explorer"))["graphs"]
+    ids = [node["id"] for node in graph["nodes"]]
+    assert len(ids) == len(set(ids))
+    for node in graph["nodes"]:
+        assert {edge["sourceNodeId"] for edge in node["incomingEdges"]} <= set(ids)
+    assert {node["namespace"] for node in graph["nodes"]} >= {"residual branch 1 (heads)", "weights"}
+
+
+def test_refusals() -> None:
+    with pytest.raises(EstfxError, match="there is no format 'htm'; did you mean 'html'"):
+        written("htm")
+    with pytest.raises(EstfxError, match="there is no pass 'narrow'; did you mean 'narrow-axes'"):
+        written("text", after="narrow")
