@@ -62,6 +62,7 @@ def command_line_page() -> str:
     text = get_docs_for_click(obj=command, ctx=context, name="estfx")
     text = re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], text)
     text = text.replace("# `estfx`\n", "# The command line\n", 1)
+    text = re.sub(r"^estfx .*(?:\n\nestfx .*)*$", lambda found: _as_code(found[0]), text, flags=re.MULTILINE)
     for name, each in command.commands.items():  # typer shortens them
         text = text.replace(f"* `{name}`: ", f"* [`{name}`](#estfx-{name}): {_first_sentence(each.help)}\0")
     text = re.sub("\0.*", "", text)
@@ -70,6 +71,10 @@ def command_line_page() -> str:
 
 
 PAGES = {"settings.md": settings_page, "command-line.md": command_line_page}
+
+
+def _as_code(examples: str) -> str:
+    return "```sh\n" + examples.replace("\n\n", "\n") + "\n```"
 
 
 def _first_sentence(text: str) -> str:
