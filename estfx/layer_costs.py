@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from estfx.axis_sorts import sort_of
-from estfx.branches import branches_of
-from estfx.capture import default_inputs
+from estfx.capture import sized_inputs
 from estfx.flops import Cost, graph_cost
 from estfx.layer_names import LayerPatterns
 from estfx.node_flops import node_flops
+from estfx.printing import axes_text
 from estfx.programs import Counts, Variant, analysed
 from estfx.signature import flatten
 from estfx.trace import Decoder, trace
@@ -47,7 +47,7 @@ class LayerCosts:
     _short: list[tuple[Decoder, dict[str, Variant]]] = field(default_factory=list)  # traced at LENGTHS
 
     def forward_parts(self, layer: str, counts: Counts, inputs: Sequence[torch.Tensor]) -> dict[str, int]:
-        """Forward FLOPs of such a call by what of its part can be narrowed: heads, neurons, channels, or `other`.
+        """Forward FLOPs of such a call by what is computed: heads, neurons, channels, several of them, or `other`.
 
         Empty where the graph has been made for another length alone.
         """
@@ -57,8 +57,10 @@ class LayerCosts:
             graph = self.variants[program].narrowed(counts)
             flops = node_flops(graph, inputs) if self._fits(program, inputs) else {}
             found: Counter[str] = Counter()
-            for title, names in branches_of(graph):
-                found[sort_of(title) or "other"] += sum(flops.get(name, 0) for name in names)
+            for node in graph.graph.nodes:
+                if node.name in flops:
+                    axes = [axes_text(graph, each) for each in (node, *node.all_input_nodes)]
+                    found[sort_of(" ".join(axes)) or "other"] += flops[node.name]
             self._parts[key] = {part: number for part, number in found.items() if number}
         return self._parts[key]
 
@@ -94,9 +96,12 @@ class LayerCosts:
     def _traced_short(self) -> list[tuple[Decoder, dict[str, Variant]]]:
         if not self._short:
             for length in LENGTHS:
-                decoder = trace(self.model, default_inputs(self.model, BATCH, length), layers=self.layers)
+                decoder = trace(self.model, self._short_inputs(length), layers=self.layers)
                 self._short.append((decoder, {name: analysed(traced) for name, traced in decoder.traced.items()}))
         return self._short
+
+    def _short_inputs(self, length: int) -> object:
+        return sized_inputs(self.model, self.decoder.example_inputs, BATCH, length)
 
     @staticmethod
     def _at(layer: str, counts: Counts, decoder: Decoder, variants: Mapping[str, Variant]) -> Cost:

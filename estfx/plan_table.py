@@ -14,7 +14,7 @@ from estfx.planning import Estimate
 __all__ = ["print_plan"]
 
 GIB = 2**30
-PARTS = {"heads": "attention", "neurons": "MLP", "other": "rest of the layers"}
+PARTS = {"heads": "attention", "neurons": "MLP", "several": "both in one", "other": "rest of the layers"}
 
 
 def print_plan(console: Console, model: str, plan: Plan, estimate: Estimate | None = None) -> None:

@@ -50,7 +50,7 @@ def test_the_version_is_told():
 def test_help_names_the_commands():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("train", "inspect", "dump"):
+    for command in ("train", "inspect", "plan", "dump", "bench", "report"):
         assert command in result.stdout
 
 
@@ -71,6 +71,7 @@ def test_train_prints_a_summary_and_leaves_a_run(tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.yaml",
         "environment.json",
+        "made_with.json",
         "metrics.jsonl",
         "model",
         "summary.json",
@@ -209,9 +210,22 @@ def test_dump_prints_the_graphs_of_a_stage():
 def test_dump_prints_json_and_takes_a_schedule(tmp_path):
     file = tmp_path / "schedule.yaml"
     estfx.Schedule.constant(0.5).to_yaml(file)
-    result = run("dump", "gpt2", *CONFIG, "--stage", 1, "--schedule", file, "--format", "text", "--json")
+    result = run("dump", "gpt2", *CONFIG, "--stage", 1, "--schedule", file, "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["text"]
+    assert json.loads(result.stdout)["kinds"]
+
+
+def test_dump_writes_a_file_in_a_format(tmp_path):
+    result = run("dump", "gpt2", *CONFIG, "--format", "html", "--out", tmp_path / "page.html")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"written to {tmp_path / 'page.html'}" in result.stderr
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    result = run("dump", "gpt2", *CONFIG, "--diff", "--stage", 3)
+    assert "the same as the whole layer" in result.stdout
+    result = run("dump", "gpt2", *CONFIG, "--code")
+    assert "def GPT2Block(stream, " in result.stdout
+    result = run("dump", "gpt2", *CONFIG, "--pass", "find-axes")
+    assert "take(" not in result.stdout
 
 
 def test_dump_refuses_bad_input(tmp_path):
@@ -224,4 +238,6 @@ def test_dump_refuses_bad_input(tmp_path):
     assert_refused(run("dump", "gpt2", *CONFIG, "--stage", "one"))
     assert_refused(run("dump", "gpt2", *CONFIG, "--stage", 1, "--schedule", file), "first stage must start at step 0")
     assert_refused(run("dump", "gpt2", *CONFIG, "--stage", 1, "--format", "poem"))
-    assert_refused(run("dump", "gpt2"))
+    assert_refused(run("dump", "gpt2", *CONFIG, "--diff", "--code"), "--diff and --code exclude each other")
+    assert_refused(run("dump", "gpt2", *CONFIG, "--pass", "prune"), "there is no pass 'prune'")
+    assert_refused(run("dump", "gpt2", *CONFIG, "--out", tmp_path / "none" / "x"), "cannot be written")
