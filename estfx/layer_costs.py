@@ -15,6 +15,7 @@ from fractions import Fraction
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from estfx.axis_sorts import sort_of
 from estfx.capture import sized_inputs
@@ -44,6 +45,7 @@ class LayerCosts:
     seq_len: int
     _found: dict[object, Cost] = field(default_factory=dict)
     _parts: dict[object, dict[str, int]] = field(default_factory=dict)
+    _graphs: dict[tuple[str, Counts], GraphModule] = field(default_factory=dict)
     _short: list[tuple[Decoder, dict[str, Variant]]] = field(default_factory=list)  # traced at LENGTHS
 
     def forward_parts(self, layer: str, counts: Counts, inputs: Sequence[torch.Tensor]) -> dict[str, int]:
@@ -54,7 +56,7 @@ class LayerCosts:
         program = self.decoder.layers[layer]
         key = ("parts", program, counts, tuple(tuple(x.shape) for x in inputs))
         if key not in self._parts:
-            graph = self.variants[program].narrowed(counts)
+            graph = self._narrowed(program, counts)
             flops = node_flops(graph, inputs) if self._fits(program, inputs) else {}
             found: Counter[str] = Counter()
             for node in graph.graph.nodes:
@@ -63,6 +65,11 @@ class LayerCosts:
                     found[sort_of(" ".join(axes)) or "other"] += flops[node.name]
             self._parts[key] = {part: number for part, number in found.items() if number}
         return self._parts[key]
+
+    def _narrowed(self, program: str, counts: Counts) -> GraphModule:
+        if (program, counts) not in self._graphs:
+            self._graphs[program, counts] = self.variants[program].narrowed(counts)
+        return self._graphs[program, counts]
 
     def _fits(self, program: str, inputs: Sequence[torch.Tensor]) -> bool:
         """Whether the graph is one for inputs of these sizes."""
@@ -78,7 +85,7 @@ class LayerCosts:
         key = (program, counts, shapes)
         if key not in self._found:
             if self._fits(program, inputs):
-                self._found[key] = graph_cost(self.variants[program].narrowed(counts), list(inputs))
+                self._found[key] = graph_cost(self._narrowed(program, counts), list(inputs))
             else:
                 self._found[key] = self._extrapolated(layer, counts)
         return self._found[key]

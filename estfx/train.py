@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 import estfx
 from estfx.checkpointing import CheckpointingTrainer, StopsOnSignal
@@ -90,7 +92,12 @@ def train(
                 args=arguments,
                 train_dataset=train_blocks,
                 eval_dataset=held_out_blocks,
-                callbacks=[recorder, stops, EvolvingCallback(plan, accept_changes=accept_changes)],
+                callbacks=[
+                    recorder,
+                    stops,
+                    EvolvingCallback(plan, accept_changes=accept_changes),
+                    *_trackers(config.train.report_to),  # after it, to be told its figures
+                ],
                 keep=config.train.keep_checkpoints,
             )
             trainer.remove_callback(PrinterCallback)  # the display prints
@@ -217,6 +224,16 @@ def _compiles(config: RunConfig, display: ProgressDisplay) -> bool:
             )
         return reason is None
     return config.train.compile
+
+
+def _trackers(names: Sequence[str]) -> list[TrainerCallback]:
+    found = []
+    for name in names:
+        try:
+            found.append(INTEGRATION_TO_CALLBACK[name]())
+        except (RuntimeError, ImportError) as error:
+            raise SettingsError(f"train.report_to: {name} cannot be used: {error}") from None
+    return found
 
 
 def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:

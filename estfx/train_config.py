@@ -61,6 +61,7 @@ class TrainSettings(Settings):
     eval_every: Count | None = None  # optimizer steps between held-out losses; none: before and after
     save_every: Count | None = None  # optimizer steps; none: no checkpoints but when told to terminate
     keep_checkpoints: Count = 2  # the last ones
+    report_to: Annotated[Sequence[str], AfterValidator(tuple)] = ()  # trackers, as Trainer names them: [tensorboard]
 
     @field_validator("optimizer")
     @classmethod
@@ -71,6 +72,16 @@ class TrainSettings(Settings):
         if name not in known:
             raise ValueError(f"unknown optimizer {name!r}; {nearest(name, known)}")
         return name
+
+    @field_validator("report_to")
+    @classmethod
+    def _are_known(cls, names: Sequence[str]) -> Sequence[str]:
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+        for name in names:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ValueError(f"unknown tracker {name!r}; {nearest(name, INTEGRATION_TO_CALLBACK)}")
+        return names
 
 
 class ScheduleSettings(Settings):

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from estfx.documents import documents
 from estfx.settings import SettingsError
@@ -148,3 +149,29 @@ def test_a_text_too_short_for_a_step_is_refused(tmp_path):
     (tmp_path / "short.txt").write_text("a few words " * 10)
     with pytest.raises(SettingsError, match="makes 7 blocks of 16 tokens to train on, a step takes 8"):
         run(tmp_path / "run", f"data.source={tmp_path / 'short.txt'}", "train.accumulation=4")
+
+
+def test_a_tracker_is_told_the_figures_of_the_subnetwork(tmp_path, monkeypatch):
+    told = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            told.append(dict(logs))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    run(tmp_path / "run", "train.report_to=[tensorboard]")
+    steps = [logs for logs in told if "loss" in logs]
+    assert [logs["estfx/stage"] for logs in steps] == [1, 2, 2, 2, 3, 3, 3, 3]
+    assert steps[-1]["estfx/flops"] > steps[0]["estfx/flops"] > 0
+
+
+def test_a_tracker_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(SettingsError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
+        run(tmp_path / "run", "train.report_to=[tensorbord]")
+
+    def missing():
+        raise RuntimeError("it is not installed")
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "wandb", missing)
+    with pytest.raises(SettingsError, match=r"train\.report_to: wandb cannot be used: it is not installed"):
+        run(tmp_path / "run", "train.report_to=[wandb]")
