@@ -32,7 +32,7 @@ def dump(
     - `diff`: the unified difference of that text to the whole layer's,
     - `code`: Python that runs, a function for each kind,
     - `json`: all of it, to be read by programs and made a GraphModule again (`estfx.load_graphs`),
-    - `dot`, `svg`: for Graphviz, and drawn by it,
+    - `dot`, `svg`: for Graphviz (Netron opens it too), and drawn by it,
     - `html`: a page to look around in, which needs nothing else,
     - `model-explorer`: a graph collection for Google's Model Explorer.
 

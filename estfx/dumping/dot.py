@@ -42,28 +42,24 @@ def svg(graphs: StageGraphs) -> str:
 
 
 def _kind(kind: KindRecord, key: str) -> list[str]:
-    roles = ", ".join(f"{role} {kept} of {size}" for role, (kept, size) in kind.roles.items())
-    lines = [f"    subgraph cluster_{key} {{", f"        label={_quoted(f'{kind.name}: {roles}')}; color=gray;"]
-    nodes = {node.name: node for node in kind.graph.nodes}
-    for number, (title, names) in enumerate(kind.graph.branches):
-        lines += [
-            f"        subgraph cluster_{key}_{number} {{",
-            f"            label={_quoted(title)}; color=lightgray;",
-        ]
-        for name in names:
-            node = nodes[name]
-            label = "\\n".join(filter(None, [node.text.partition("(")[0], node.type, node.axes, node.source]))
-            lines.append(f"            {_id(key, name)} [label={_quoted(label)}, fillcolor={_color(node)}];")
-        lines.append("        }")
+    """Nodes and edges stand outside of the clusters, which name them: Netron reads no statement within a subgraph."""
+    lines = []
     for node in kind.graph.nodes:
-        if node.op in ("input", "weight"):
-            label = "\\n".join(filter(None, [node.target or node.name, node.type, node.axes]))
-            lines.append(
-                f"        {_id(key, node.name)} [label={_quoted(label)}, shape=ellipse, fillcolor={_color(node)}];"
-            )
-    lines += [f"        {_id(key, one)} -> {_id(key, other)};" for one, other in edges(kind.graph)]
-    lines += [f"        {_id(key, 'return')} [label=return, shape=ellipse];"]
-    lines += [f"        {_id(key, name)} -> {_id(key, 'return')};" for name in _names(kind.graph.returns)]
+        given = node.op in ("input", "weight")
+        name = (node.target or node.name) if given else node.text.partition("(")[0]
+        label = "\\n".join(filter(None, [name, node.type, node.axes, node.source]))
+        shape = "ellipse" if given else "box"
+        lines.append(f"    {_id(key, node.name)} [label={_quoted(label)}, shape={shape}, fillcolor={_color(node)}];")
+    lines.append(f"    {_id(key, 'return')} [label=return, shape=ellipse];")
+    lines += [f"    {_id(key, one)} -> {_id(key, other)};" for one, other in edges(kind.graph)]
+    lines += [f"    {_id(key, name)} -> {_id(key, 'return')};" for name in _names(kind.graph.returns)]
+    roles = ", ".join(f"{role} {kept} of {size}" for role, (kept, size) in kind.roles.items())
+    lines += [f"    subgraph cluster_{key} {{", f"        label={_quoted(f'{kind.name}: {roles}')}; color=gray;"]
+    lines += [f"        {_id(key, name)};" for name in ("return", *(n.name for n in kind.graph.nodes))]
+    for number, (title, names) in enumerate(kind.graph.branches):
+        members = " ".join(f"{_id(key, name)};" for name in names)
+        label = f"label={_quoted(title)}; color=lightgray;"
+        lines.append(f"        subgraph cluster_{key}_{number} {{ {label} {members} }}")
     return [*lines, "    }"]
 
 

@@ -144,6 +144,9 @@ def test_dot_and_svg() -> None:
     text = written("dot")
     assert text.startswith("digraph estfx {")
     assert 'label="residual branch 2 (neurons)"' in text
+    declared = text.partition("subgraph")[0]  # what stands within a subgraph Netron does not read
+    assert declared.count("fillcolor=") > 40
+    assert '"k0/stream" -> ' in declared
     if shutil.which("dot") is None:
         pytest.skip("Graphviz is not installed")
     root = ElementTree.fromstring(written("svg"))
