@@ -44,20 +44,20 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """The optimizer's side."""
 
-    total_steps: Count = 300
+    total_steps: Count = 300  # optimizer steps
     batch_size: Count = 16  # blocks of a micro-batch, on each device
     accumulation: Count = 1  # micro-batches of an optimizer step
     optimizer: str = "adamw_torch_fused"  # as transformers' Trainer names them (its `optim`)
     learning_rate: Positive = 6e-4  # peak; linear warm-up, then a cosine to 0
-    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 30
-    weight_decay: NotNegative = 0.1
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 30  # optimizer steps, of a linear warm-up from 0
+    weight_decay: NotNegative = 0.1  # of matrices; norms and biases have none
     adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95  # at 0.999 short runs spike after the warm-up
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: Positive = 1.0  # to which gradients are clipped
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0  # of weights, data order and draws
     compile: Literal["auto", True, False] = "auto"  # auto: with torch.compile if this machine can
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # of autocast; the weights stay in float32
     distribution: Literal["ddp", "fsdp"] = "ddp"  # over several processes: the model on each, or its shards (FSDP2)
-    gradient_checkpointing: bool = Field(default=False, strict=True)
+    gradient_checkpointing: bool = Field(default=False, strict=True)  # the kind that is not reentrant
     eval_every: Count | None = None  # optimizer steps between held-out losses; none: before and after
     save_every: Count | None = None  # optimizer steps; none: no checkpoints but when told to terminate
     keep_checkpoints: Count = 2  # the last ones
@@ -89,10 +89,10 @@ class ScheduleSettings(Settings):
 
     preset: Literal["est", "constant", "dense"] | None = None  # est, unless stages are given; dense: always whole
     keep: Fraction | None = None  # of est and constant; 0.5 if not given
-    stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None
-    policy: Literal["random", "window"] = "random"
-    neurons_multiple_of: Count = 1
-    skipped_layers: Literal["identity", "inverse_keep"] = "identity"
+    stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None  # in place of a preset
+    policy: Literal["random", "window"] = "random"  # how units are drawn; window: neighbours
+    neurons_multiple_of: Count = 1  # kept neurons are rounded to it
+    skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # or the layers that run are scaled by 1/p
 
     @model_validator(mode="after")
     def _preset_or_stages(self) -> Self:

@@ -32,8 +32,8 @@ class BenchSettings(Settings):
     model: ModelSettings = ModelSettings()
     batch_size: Count = 8  # sequences
     seq_len: Annotated[int, Field(ge=2, strict=True)] = 256  # tokens
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of weights and activations
     keep: Fraction = 0.5  # of heads, neurons and layers in the stages that keep a part of them
     arms: Annotated[Sequence[str], AfterValidator(tuple)] = tuple(ARMS)
     rounds: Count = 9  # in each of which every arm does one step
