@@ -43,7 +43,8 @@ def default_inputs(
     if not isinstance(vocabulary, int):
         raise TraceError(
             f"`{type(model).__name__}` has no `config.vocab_size` to make example token ids from. "
-            "Pass example_inputs: a dict of keyword arguments or a tuple of arguments of its forward."
+            "Pass example_inputs: a dict of keyword arguments or a tuple of arguments of its forward. A factory on the "
+            "command line returns them with the model: (model, example_inputs)."
         )
     longest = getattr(text, "max_position_embeddings", None)
     if limit and isinstance(longest, int) and longest > 1:

@@ -141,7 +141,8 @@ def test_refusal_of_a_model_without_config_and_inputs() -> None:
         capture_layers(Decoder(PreNorm()))
     assert str(error.value) == (
         "`Decoder` has no `config.vocab_size` to make example token ids from. "
-        "Pass example_inputs: a dict of keyword arguments or a tuple of arguments of its forward."
+        "Pass example_inputs: a dict of keyword arguments or a tuple of arguments of its forward. A factory on the "
+        "command line returns them with the model: (model, example_inputs)."
     )
 
 

@@ -36,5 +36,6 @@ def kind_header(kind: KindGraph, graphs: StageGraphs) -> str:
     """A kind's layers, and what of them is kept."""
     shown = ", ".join(f"{role} {kept} of {size}" for role, (kept, size) in kind.roles.items())
     runs = f"{graphs.stage.layers:.0%} of them run" if kind.droppable else "all of them run"
-    layers = f"{len(kind.layers)} layers ({kind.layers[0]} … {kind.layers[-1]})"
+    several = len(kind.layers) > 1
+    layers = f"{len(kind.layers)} layers ({kind.layers[0]} … {kind.layers[-1]})" if several else kind.layers[0]
     return f"# {kind.name}: {layers}, {runs}; {shown or 'whole'}"
