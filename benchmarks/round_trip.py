@@ -20,9 +20,9 @@ def check_round_trip(model: Any) -> None:
     runtime = model._runtime
     for kind in {id(kind): kind for kind in runtime.layers.values()}.values():
         call, variant = kind.examples[0], kind.first
-        program = variant.program(stage_counts(runtime.schedule, variant.roles, runtime.schedule.stages[0]), None)
+        counts = stage_counts(runtime.schedule, variant.roles, runtime.schedule.stages[0])
+        program, kept = variant.program(counts, None), dict(counts)
         leaves, _ = flatten(call.args, call.kwargs)
-        kept = dict(stage_counts(runtime.schedule, variant.roles, runtime.schedule.stages[0]))
         drawn = {
             role.name: torch.randperm(role.axis.size)[: kept[role.name]].sort().values.numpy()[None]
             for role in variant.roles.found

@@ -22,21 +22,18 @@ def branches_of(gm: GraphModule) -> list[tuple[str, tuple[str, ...]]]:
         for name in join.nodes - {join.join}:
             part.setdefault(name, number)
     inside = [node for node in gm.graph.nodes if node.op not in ("placeholder", "output")]
+    interface = gm.meta.get(tags.Interface.__qualname__)
+    stream = interface.stream if interface is not None else None
     known = {name for join in residuals.joins for name in (join.fork, join.join)} | part.keys()
     for node in reversed(inside):
         readers = {part.get(user.name, 0) for user in node.users}
-        if node.name not in known and len(readers) == 1 and node.all_input_nodes and not _reads_stream(gm, node.name):
+        sources = {source.name for source in node.all_input_nodes}
+        if node.name not in known and len(readers) == 1 and sources and stream not in sources:
             part[node.name] = readers.pop()
     titles = {0: "around the branches" if residuals.joins else "the layer"}
     titles |= {number: _title(gm, number, part) for number in range(1, len(residuals.joins) + 1)}
     found = {number: tuple(node.name for node in inside if part.get(node.name, 0) == number) for number in titles}
     return [(titles[number], names) for number, names in found.items() if names]
-
-
-def _reads_stream(gm: GraphModule, name: str) -> bool:
-    interface = gm.meta.get(tags.Interface.__qualname__)
-    node = next(each for each in gm.graph.nodes if each.name == name)
-    return interface is not None and any(each.name == interface.stream for each in node.all_input_nodes)
 
 
 def _title(gm: GraphModule, number: int, part: dict[str, int]) -> str:

@@ -52,6 +52,13 @@ class Plan(BaseModel):
     whole: StagePlan  # the whole model over all steps
     programs: int = 0  # graphs of layers that torch.compile makes for one batch shape; it makes some around them too
 
+    def with_boundaries(self, schedule: Schedule) -> Plan:
+        """The plan of a schedule with the same stages that start at other steps: a step of each costs what it did."""
+        starts = [stage.start for stage in schedule.stages]
+        places = zip(self.stages, starts, [*starts[1:], self.whole.stop], strict=True)
+        moved = [stage.model_copy(update={"start": start, "stop": stop}) for stage, start, stop in places]
+        return self.model_copy(update={"stages": moved})
+
     @property
     def saving_layers(self) -> float:
         """The fraction of the layers' training FLOPs that the schedule saves."""

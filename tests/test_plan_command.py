@@ -65,6 +65,7 @@ def test_boundaries_for_a_saving(target: float) -> None:
     schedule = Schedule.est(10_000)
     found = schedule_saving(planned(schedule), schedule, target)
     assert target <= planned(found).saving_model < target + 0.001
+    assert planned(schedule).with_boundaries(found) == planned(found)
     first, second = (stage.start for stage in found.stages[1:])
     assert first / second == pytest.approx(20 / 70, rel=1e-2)
 

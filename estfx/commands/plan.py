@@ -82,21 +82,17 @@ def plan(
     with quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
         with built.mode:
-
-            def planned(chosen: estfx.Schedule) -> estfx.Plan:
-                return estfx.plan(
-                    built.model,
-                    chosen,
-                    batch_size=batch_size,
-                    seq_len=seq_len,
-                    example_inputs=built.example_inputs,
-                    layers=layers or None,
-                )
-
-            found = planned(stages)
-            if target_saving is not None:
-                stages = schedule_saving(found, stages, target_saving)
-                found = planned(stages)
+            found = estfx.plan(
+                built.model,
+                stages,
+                batch_size=batch_size,
+                seq_len=seq_len,
+                example_inputs=built.example_inputs,
+                layers=layers or None,
+            )
+    if target_saving is not None:
+        stages = schedule_saving(found, stages, target_saving)
+        found = found.with_boundaries(stages)
     estimate: Estimate | None = None
     if hardware is not None:
         measured = mfu_measured(bench) if bench is not None else None
