@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Agreement", "check_gradients", "held_by"]
 
-_groups: dict[int, Any] = {}  # by the identity of the group of all ranks, which is another after a new start
+# By the group of all ranks. Neither is kept alive: torch ends the threads of a group that nothing holds any more, and
+# one that lives until Python itself ends may then abort the process (pytorch#179291).
+_groups: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -59,10 +62,12 @@ class Agreement:
 def _group() -> Any:
     """All ranks, over gloo: it waits for no kernel on a GPU."""
     world = dist.group.WORLD
-    if id(world) not in _groups:
-        _groups.clear()
-        _groups[id(world)] = world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
-    return _groups[id(world)]
+    known = _groups.get(world)
+    group = None if known is None else known()
+    if group is None:
+        group = world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+        _groups[world] = ref(group)
+    return group
 
 
 def _in_words(name: str, values: list[object]) -> str:
