@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from estfx.errors import EstfxError
 from estfx.settings import SettingsError
 
-__all__ = ["BYTES", "Blocks", "Corpus", "Tokens", "corpus_of", "tokens_of"]
+__all__ = ["BYTES", "Blocks", "Corpus", "Tokens", "corpus_of", "held_out_of", "is_held_out", "tokens_of"]
 
 BYTES = "bytes"
 _HELD_OUT_ONE_IN = 20  # texts
@@ -33,9 +33,10 @@ class Tokens:
     def of(self, texts: Sequence[bytes]) -> NDArray[np.int32]:
         """All texts as one stream, each with the end of the text behind it."""
         end = np.array([self.end_of_text], dtype=np.int32)
-        return np.concatenate([part for text in texts for part in (self._of(text), end)])
+        return np.concatenate([part for text in texts for part in (self.of_text(text), end)])
 
-    def _of(self, text: bytes) -> NDArray[np.int32]:
+    def of_text(self, text: bytes) -> NDArray[np.int32]:
+        """One text, without an end."""
         if self.tokenizer is None:
             return np.frombuffer(text, dtype=np.uint8).astype(np.int32)
         found = self.tokenizer(text.decode(errors="replace"), add_special_tokens=False, verbose=False)
@@ -96,7 +97,7 @@ def corpus_of(texts: Iterable[bytes], tokens: Tokens | None = None) -> Corpus:
     texts too few for that, the last twentieth of all tokens is held out. Raises EstfxError if there is no text.
     """
     tokens = tokens or Tokens()
-    different = {hashlib.blake2b(text, digest_size=16).digest(): text for text in texts}
+    different = {_digest(text): text for text in texts}
     if not different:
         raise EstfxError("there is no text to train on; see data.source.")
     digests = sorted(different)  # a fixed order that mixes the texts
@@ -107,6 +108,21 @@ def corpus_of(texts: Iterable[bytes], tokens: Tokens | None = None) -> Corpus:
     stream = tokens.of(train or held_out)
     end = len(stream) - max(1, len(stream) // _HELD_OUT_ONE_IN)
     return Corpus(stream[:end], stream[end:], len(different))
+
+
+def held_out_of(texts: Iterable[bytes]) -> list[bytes]:
+    """The texts that `corpus_of` holds out, in its order."""
+    different = {_digest(text): text for text in texts}
+    return [different[digest] for digest in sorted(different) if _is_held_out(digest)]
+
+
+def is_held_out(text: bytes) -> bool:
+    """Whether a text is one of those that `corpus_of` holds out."""
+    return _is_held_out(_digest(text))
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def _is_held_out(digest: bytes) -> bool:

@@ -1,0 +1,243 @@
+"""Experiments on the loss: a YAML names a run, the arms that differ from it, and the seeds.
+
+An arm changes settings of `estfx train`. With `equal_flops: OTHER` it spends as many FLOPs of the whole model as
+another arm: one that always trains the whole takes fewer steps (its learning rate then decays over those), any other
+keeps a constant part, whose size is solved for. An arm with `stopped: OTHER` is that arm's run, looked at when it has
+spent as much as the arm named by `equal_flops`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+import estfx
+from estfx.model_spec import build_model
+from estfx.plan import Plan
+from estfx.schedule import Schedule, Stage
+from estfx.settings import Settings, SettingsError, nearest
+from estfx.train_config import RunConfig
+
+__all__ = ["ROOT", "Arm", "Experiment", "Run"]
+
+ROOT = Path(__file__).parents[2]
+RUNS, RESULTS = ROOT / "runs" / "quality", ROOT / "benchmarks" / "results" / "quality"
+
+
+class Arm(Settings):
+    """How one arm differs from the experiment's run."""
+
+    what: str  # in a few words, for the tables
+    schedule: Mapping[str, Any] = Field(default_factory=dict)  # settings of estfx train's `schedule`
+    train: Mapping[str, Any] = Field(default_factory=dict)  # and of its `train`
+    equal_flops: str | None = None  # the arm that it spends as much as
+    stopped: str | None = None  # the arm of which it is the beginning
+    seeds: Annotated[Sequence[int], AfterValidator(tuple)] | None = None  # if not those of the experiment
+
+    @model_validator(mode="after")
+    def _stops_somewhere(self) -> Self:
+        if self.stopped is not None and (self.equal_flops is None or self.schedule or self.train):
+            raise ValueError("an arm that is another one stopped needs equal_flops, and changes nothing else.")
+        return self
+
+
+class Experiment(Settings):
+    """What is compared with what."""
+
+    title: str
+    run: Mapping[str, Any]  # settings of estfx train that all arms share
+    arms: Mapping[str, Arm]
+    seeds: Annotated[Sequence[int], AfterValidator(tuple)] = (0, 1, 2)
+    held_out_blocks: Annotated[int, Field(ge=1)] = 1024  # for the loss after training, spread over the held-out text
+    task_items: Annotated[int, Field(ge=0)] = 400  # of each likelihood-ranking task
+
+    @model_validator(mode="after")
+    def _arms_are_there(self) -> Self:
+        for name, arm in self.arms.items():
+            for other in (arm.equal_flops, arm.stopped):
+                if other is not None and other not in self.arms:
+                    raise ValueError(f"arm {name} speaks of an arm {other!r}; {nearest(other, self.arms)}")
+                if other is not None and (self.arms[other].equal_flops or self.arms[other].stopped):
+                    raise ValueError(f"arm {name} speaks of {other}, which itself depends on an arm.")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed."""
+
+    experiment: str  # the YAML's stem
+    arm: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.experiment / f"{self.arm}-{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        return RESULTS / self.experiment / f"{self.arm}-{self.seed}.json"
+
+    def __str__(self) -> str:
+        return f"{self.experiment} {self.arm} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plans:
+    """An experiment's arms with everything solved for."""
+
+    name: str
+    experiment: Experiment
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        return cls(path.stem, Experiment.from_yaml(path))
+
+    def runs(self) -> Iterator[Run]:
+        """Every run there is to be done, all arms of a seed before the next seed."""
+        seeds = dict.fromkeys(s for arm in self.experiment.arms.values() for s in arm.seeds or self.experiment.seeds)
+        for seed in seeds:
+            for name, arm in self.experiment.arms.items():
+                if seed in (arm.seeds or self.experiment.seeds) and arm.stopped is None:
+                    yield Run(self.name, name, seed)
+
+    def stops(self, arm: str) -> dict[str, int]:
+        """The arms that are the beginning of this one, and after how many of its steps."""
+        return {
+            name: self._steps_for(arm, other.equal_flops)
+            for name, other in self.experiment.arms.items()
+            if other.stopped == arm and other.equal_flops is not None
+        }
+
+    def config(self, arm: str, seed: int) -> RunConfig:
+        """An arm's run, with nothing left to be solved for."""
+        base = self._base(arm)
+        equal = self.experiment.arms[arm].equal_flops
+        if equal is None:
+            return _with_seed(base, seed)
+        schedule = base.schedule.build(base.train.total_steps)
+        if schedule.stages == (Stage(start=0),):
+            steps = self._steps_for(arm, equal)
+            return _with_seed(_changed(base, {"train": {"total_steps": steps}}), seed)
+        stage = self._constant(equal)
+        stages = [stage.model_dump(mode="json")]
+        return _with_seed(_changed(base, {"schedule": {"stages": stages, "preset": None, "keep": None}}), seed)
+
+    def plan(self, arm: str) -> Plan:
+        config = self.config(arm, 0)
+        return self._plan_of(config.schedule.build(config.train.total_steps))
+
+    def _base(self, arm: str) -> RunConfig:
+        """The arm before anything is solved for."""
+        own = self.experiment.arms[arm]
+        both = _merged(self.experiment.run, {"schedule": own.schedule, "train": own.train})
+        return RunConfig.from_mapping(both).resolved()
+
+    def _plan_of(self, schedule: Schedule) -> Plan:
+        return _planned(self._base(next(iter(self.experiment.arms))), schedule)
+
+    def _spent(self, arm: str) -> float:
+        """The FLOPs of the whole model over an arm's run."""
+        config = self._base(arm)
+        plan = self._plan_of(config.schedule.build(config.train.total_steps))
+        return sum(stage.steps * stage.flops_model for stage in plan.stages)
+
+    def _steps_for(self, arm: str, equal: str) -> int:
+        """After how many steps the one that trains the whole has spent as much as the other in all."""
+        total = self._base(arm).train.total_steps
+        whole = self._plan_of(Schedule(stages=[Stage(start=0)], total_steps=total)).whole
+        return min(total, round(self._spent(equal) / whole.flops_model))
+
+    def _constant(self, equal: str) -> Stage:
+        """The part that costs as much over the whole run as another arm's growing one.
+
+        Layers and heads are few, so their fraction is the nearest one that is there; neurons make up the difference.
+        """
+        total = self._base(equal).train.total_steps
+        wanted = self._spent(equal) / total
+
+        def cost(layers: float, heads: float, neurons: float) -> float:
+            stage = Stage(start=0, layers=layers, heads=heads, neurons=neurons)
+            return self._plan_of(Schedule(stages=[stage], total_steps=total)).stages[0].flops_model
+
+        even = _solved(lambda keep: cost(keep, keep, keep), wanted)
+        kept, of = self._plan_of(Schedule.constant(even, total)).stages[0].units["layers"]
+        neurons = _solved(lambda keep: cost(kept / of, even, keep), wanted)
+        return Stage(start=0, layers=kept / of, heads=even, neurons=neurons)
+
+
+def _solved(cost: Any, wanted: float) -> float:
+    """The fraction at which a rising cost is nearest to what is wanted, to a thousandth."""
+    low, high = 1, 1000
+    while low < high:
+        middle = (low + high) // 2
+        if cost(middle / 1000) < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return min((each / 1000 for each in (low - 1, low) if each > 0), key=lambda keep: abs(cost(keep) - wanted))
+
+
+@functools.cache
+def _stage_costs(model: str, heads: float, neurons: float, layers: float, multiple: int, rows: int, length: int) -> Any:
+    config = RunConfig.from_mapping({"model": json.loads(model)})
+    built = build_model(config.model.name, config.model.config)
+    stage = Stage(start=0, heads=heads, neurons=neurons, layers=layers)
+    schedule = Schedule(stages=[stage], total_steps=1, neurons_multiple_of=multiple)
+    return estfx.plan(built.model, schedule, batch_size=rows, seq_len=length)
+
+
+def _planned(config: RunConfig, schedule: Schedule) -> Plan:
+    """A schedule's plan for the model of a run. What a stage costs is looked at once."""
+    rows = config.train.batch_size * config.train.accumulation
+    assert schedule.total_steps is not None
+    each = [
+        _stage_costs(
+            config.model.model_dump_json(),
+            stage.heads,
+            stage.neurons,
+            stage.layers,
+            schedule.neurons_multiple_of,
+            rows,
+            config.data.seq_len,
+        )
+        for stage in schedule.stages
+    ]
+    starts = [stage.start for stage in schedule.stages]
+    places = zip(each, starts, [*starts[1:], schedule.total_steps], strict=True)
+    stages = [one.stages[0].model_copy(update={"start": start, "stop": stop}) for one, start, stop in places]
+    whole = each[0].whole.model_copy(update={"stop": schedule.total_steps})
+    return each[0].model_copy(update={"stages": stages, "whole": whole})
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base`, in which sections of `over` change single values."""
+    merged = dict(base)
+    for key, value in over.items():
+        inside = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if inside else value
+    return merged
+
+
+def _changed(config: RunConfig, over: Mapping[str, Any]) -> RunConfig:
+    return RunConfig.from_mapping(_merged(config.model_dump(mode="json"), over))
+
+
+def _with_seed(config: RunConfig, seed: int) -> RunConfig:
+    return _changed(config, {"train": {"seed": seed}})
+
+
+def found(name: str) -> Path:
+    """The YAML of an experiment, by its path or its name. Raises SettingsError."""
+    folder = Path(__file__).parent / "experiments"
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    if not path.is_file():
+        names = [each.stem for each in folder.glob("*.yaml")]
+        raise SettingsError(f"there is no experiment {name!r}; {nearest(name, names)}")
+    return path
