@@ -5,6 +5,7 @@ The generator is Philox, which is keyed and counter-based, read through `random_
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -43,10 +44,15 @@ def draw_units(
     raise ValueError(f"unknown policy {policy!r}")
 
 
-def draw_layers(*, seed: int, step: int, num_layers: int, kept: int) -> NDArray[np.bool_]:
-    """Draws which layers run: booleans `[num_layers]`, exactly `kept` of them true."""
+def draw_layers(*, seed: int, step: int, num_layers: int, kept: int, always: Sequence[int] = ()) -> NDArray[np.bool_]:
+    """Draws which layers run: booleans `[num_layers]`, exactly `kept` of them true, those in `always` among them."""
     runs = np.zeros(num_layers, dtype=np.bool_)
-    runs[draw_units("random", seed=seed, step=step, role="layers", num_layers=1, size=num_layers, kept=kept)[0]] = True
+    runs[list(always)] = True
+    others = np.flatnonzero(~runs)
+    more = kept - (num_layers - len(others))
+    if more > 0:
+        drawn = draw_units("random", seed=seed, step=step, role="layers", num_layers=1, size=len(others), kept=more)
+        runs[others[drawn[0]]] = True
     return runs
 
 

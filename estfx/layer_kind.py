@@ -172,7 +172,7 @@ class Kind:
         call.written, call.operations = written, self.first.traced.operations
         call.alive = set(self.first.traced.alive)
         with here.bypassed():
-            made = analysed(trace_call(call))
+            made = analysed(trace_call(call), scales=self.first.scales)
         self._same_roles(made, structure)
         return made, call
 

@@ -13,7 +13,7 @@ from estfx.layer_names import LayerPatterns
 from estfx.parameters_at_work import CallAtWork, parameters_at_work
 from estfx.programs import analysed
 from estfx.runtime import stage_counts
-from estfx.schedule import Schedule, Stage, kept_count
+from estfx.schedule import Schedule, Stage
 from estfx.trace import trace
 
 __all__ = ["Plan", "StagePlan", "plan"]
@@ -98,7 +98,7 @@ def plan(
 
     def stage_plan(stage: Stage, start: int, stop: int) -> StagePlan:
         droppable = sum(variant.residuals.droppable for _, variant in calls)
-        kept = kept_count(droppable, stage.layers) if droppable else 0
+        kept = schedule.layers_kept(stage, droppable)
         each = []
         parts: dict[str, float] = {}
         units = {"heads": (0, 0), "neurons": (0, 0), "layers": (len(calls) - droppable + kept, len(calls))}

@@ -101,9 +101,6 @@ def run_settings(name: str, options: Mapping[str, Any], model: nn.Module, plan: 
         data=DataSettings(seq_len=plan.seq_len),
         train=TrainSettings(total_steps=schedule.total_steps, batch_size=plan.batch_size, warmup_steps=warmup),
         schedule=ScheduleSettings(
-            stages=schedule.stages,
-            policy=schedule.policy,
-            neurons_multiple_of=schedule.neurons_multiple_of,
-            skipped_layers=schedule.skipped_layers,
+            **{name: getattr(schedule, name) for name in Schedule.model_fields if name != "total_steps"},
         ),
     )

@@ -88,6 +88,7 @@ class Variant:
     traced: TracedLayer
     roles: tags.Roles
     residuals: tags.Residuals
+    scales: bool = True  # sums over kept units, by total / kept
     programs: dict[Counts, Program] = field(default_factory=dict)
 
     @cached_property
@@ -109,7 +110,7 @@ class Variant:
         """The graph with that many units kept of each role; uncompiled."""
         wanted = dict(counts)
         kept = {role.axis: wanted[role.name] for role in self.roles.found if role.name in wanted}
-        return run_passes(clone(self.traced.graph), specialisation(kept))
+        return run_passes(clone(self.traced.graph), specialisation(kept, scaled=self.scales))
 
     def program(self, counts: Counts, compiler: Compiler | None) -> Program:
         if counts not in self.programs:
@@ -125,6 +126,6 @@ class Variant:
         return self.programs[counts]
 
 
-def analysed(traced: TracedLayer) -> Variant:
+def analysed(traced: TracedLayer, *, scales: bool = True) -> Variant:
     graph = run_passes(traced.graph, analysis())
-    return Variant(traced, tags.get(graph, tags.Roles), tags.get(graph, tags.Residuals))
+    return Variant(traced, tags.get(graph, tags.Roles), tags.get(graph, tags.Residuals), scales)

@@ -41,6 +41,12 @@ class Schedule(Settings):
 
     `policy` says which units a draw keeps: `random` ones (EST), or a `window`, one contiguous run of them.
 
+    `draws` says whether each layer keeps units of its own, or all layers (of one size) the same ones; a draw serves
+    `resample_every` optimizer steps. `kept_units` says whether sums over kept units are scaled by total / kept, which
+    EST calls crucial, or taken as they are. Layers in `always_run`, counted among those that can be skipped and, if
+    negative, from the last, are never skipped; the others are then skipped more often, as the number of layers that
+    run stays what the stage says.
+
     `skipped_layers` says what a kept layer adds to the residual stream while others are skipped: with `identity` its
     update as it is (the paper names no factor), with `inverse_keep` its update divided by the stage's layers
     fraction, so that the expected sum of all updates stays that of the whole model.
@@ -53,6 +59,10 @@ class Schedule(Settings):
     policy: Literal["random", "window"] = "random"
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it, for hardware that likes multiples
     skipped_layers: Literal["identity", "inverse_keep"] = "identity"
+    draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all the same
+    resample_every: Count = 1  # optimizer steps that train the same units and layers
+    kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
+    always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()  # [0, -1]: the ends
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> Self:
@@ -101,6 +111,25 @@ class Schedule(Settings):
         """One stage with one keep fraction for heads, neurons and layers: the control at equal FLOPs."""
         total = None if total_steps is None else _checked_total(total_steps)
         return cls(stages=(Stage(start=0, heads=keep, neurons=keep, layers=keep),), total_steps=total)
+
+    @property
+    def scales(self) -> bool:
+        """Whether sums over kept units are scaled."""
+        return self.kept_units == "scaled"
+
+    def layers_kept(self, stage: Stage, num_layers: int) -> int:
+        """How many of `num_layers` layers that can be skipped run at a step of a stage."""
+        return max(kept_count(num_layers, stage.layers), len(self.layers_always_run(num_layers))) if num_layers else 0
+
+    def layers_always_run(self, num_layers: int) -> tuple[int, ...]:
+        """Which of `num_layers` layers that can be skipped never are. Raises ScheduleError if one is not there."""
+        for index in self.always_run if num_layers else ():
+            if not -num_layers <= index < num_layers:
+                raise ScheduleError(
+                    f"always_run names layer {index}, but there are {num_layers} layers that can be skipped: 0 to "
+                    f"{num_layers - 1}, or from the last {-num_layers} to -1."
+                )
+        return tuple(sorted({index % num_layers for index in self.always_run})) if num_layers else ()
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
         """Returns the index (from 0) of the stage in force at `step`, and the stage.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +36,19 @@ class StepDraw:
 def draw_step(schedule: Schedule, seed: int, layers: Mapping[str, DrawnLayer], step: int) -> StepDraw:
     """Draws the layers, by name in the order of their calls, and the units of each."""
     stage_index, stage = schedule.stage_at(step)
+    step -= step % schedule.resample_every  # the first of the steps that share a draw
     droppable = [name for name, layer in layers.items() if layer.droppable]
-    kept = kept_count(len(droppable), stage.layers) if droppable else 0
-    runs: Iterable[bool] = ()
+    running = dict.fromkeys(layers, True)
     if droppable:
-        runs = draw_layers(seed=seed, step=step, num_layers=len(droppable), kept=kept)
-    running = dict.fromkeys(layers, True) | {n: bool(r) for n, r in zip(droppable, runs, strict=True)}
+        kept = schedule.layers_kept(stage, len(droppable))
+        always = schedule.layers_always_run(len(droppable))
+        runs = draw_layers(seed=seed, step=step, num_layers=len(droppable), kept=kept, always=always)
+        running |= {name: bool(each) for name, each in zip(droppable, runs, strict=True)}
     drawn: dict[str, dict[str, NDArray[np.int64]]] = {name: {} for name in layers}
     matrices: dict[tuple[str, int], NDArray[np.int64]] = {}
     paths = dict.fromkeys(layer.path for layer in layers.values())
-    rows = {path: row for row, path in enumerate(paths)}  # units are a module's own
+    shared = schedule.draws == "shared"
+    rows = {path: 0 if shared else row for row, path in enumerate(paths)}  # units are a module's own
     for name, layer in layers.items():
         for role, size in layer.sizes.items():
             key = (role, size)
@@ -55,7 +58,7 @@ def draw_step(schedule: Schedule, seed: int, layers: Mapping[str, DrawnLayer], s
                     seed=seed,
                     step=step,
                     role=role,
-                    num_layers=len(rows),
+                    num_layers=1 if shared else len(rows),
                     size=size,
                     kept=units_kept(schedule, stage, role, size),
                 )

@@ -93,6 +93,11 @@ class ScheduleSettings(Settings):
     policy: Literal["random", "window"] = "random"  # how units are drawn; window: neighbours
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it
     skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # or the layers that run are scaled by 1/p
+    draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all layers the same
+    resample_every: Count = 1  # optimizer steps that train the same units and layers
+    kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
+    # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
+    always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
 
     @model_validator(mode="after")
     def _preset_or_stages(self) -> Self:
@@ -115,9 +120,7 @@ class ScheduleSettings(Settings):
         return Schedule(
             stages=stages,
             total_steps=total_steps,
-            policy=self.policy,
-            neurons_multiple_of=self.neurons_multiple_of,
-            skipped_layers=self.skipped_layers,
+            **{name: getattr(self, name) for name in Schedule.model_fields if name not in ("stages", "total_steps")},
         )
 
 

@@ -101,7 +101,7 @@ def transform(
     variants: dict[str, Variant] = {}
     notes: dict[str, list[str]] = {}
     for name, traced in decoder.traced.items():
-        variants[name] = analysed(traced)
+        variants[name] = analysed(traced, scales=schedule.scales)
         if verify:
             call = next(info.call for info in decoder.infos.values() if info.program == name)
             with unsharded(model, call.path):

@@ -27,8 +27,8 @@ def analysis() -> tuple[Pass, ...]:
     )
 
 
-def specialisation(kept: Mapping[Axis, int]) -> tuple[Pass, ...]:
+def specialisation(kept: Mapping[Axis, int], *, scaled: bool = True) -> tuple[Pass, ...]:
     return (
         NarrowAxes(kept),  # takes the kept units, computes sizes again, puts Indices
-        ScaleContractions(),  # needs the counts in Indices
+        *((ScaleContractions(),) if scaled else ()),  # needs the counts in Indices
     )

@@ -7,6 +7,7 @@ from hand_written import VOCABULARY
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import estfx
+from estfx.errors import ScheduleError
 from estfx.made_with import drawn_layers, made_with
 from estfx.schedule import Schedule, Stage
 from estfx.step_draw import draw_step, units_kept
@@ -39,6 +40,56 @@ def test_what_is_written_down_of_a_model_gives_the_subnetworks_that_it_trains(ma
             assert {role: drawn.tolist() for role, drawn in draw.units[name].items()} == {
                 role: kept.tolist() for role, kept in units.items()
             }
+
+
+LAYERS = drawn_layers({f"layers.{i}": {"droppable": True, "heads": 8, "neurons": 24} for i in range(6)})
+
+
+def draws(steps=range(24), **options):
+    schedule = Schedule(stages=STAGES, **options)
+    return [draw_step(schedule, 3, LAYERS, step) for step in steps]
+
+
+def units(draw, role="neurons"):
+    return [each[role].tolist() for each in draw.units.values()]
+
+
+def test_layers_may_keep_the_same_units():
+    for draw in draws(range(8), draws="shared"):
+        for role in ("heads", "neurons"):
+            assert all(each == units(draw, role)[0] for each in units(draw, role))
+    own = draws(range(8))
+    assert all(len(set(map(tuple, units(draw)))) > 1 for draw in own)
+    assert [units(draw)[0] for draw in draws(range(8), draws="shared")] == [units(draw)[0] for draw in own]
+
+
+def test_a_draw_may_serve_several_steps():
+    stage = Schedule(stages=STAGES[:1], resample_every=5)
+    drawn = [draw_step(stage, 3, LAYERS, step) for step in range(15)]
+    same = [(units(draw), draw.running) for draw in drawn]
+    assert all(each == same[5 * (step // 5)] for step, each in enumerate(same))
+    assert same[0] != same[5] != same[10]
+
+
+def test_a_stage_that_begins_within_a_period_has_its_own_sizes():
+    sizes = [len(units(draw)[0]) for draw in draws(range(10), resample_every=7)]
+    assert sizes == [len(units(draw)[0]) for draw in draws(range(10))]
+
+
+@pytest.mark.parametrize("always", [(0, -1), (2,), (0, 1, 2, 3)])
+def test_some_layers_may_always_run(always):
+    named = {index % 6 for index in always}
+    for draw in draws(range(4), always_run=always):
+        runs = list(draw.running.values())
+        assert all(runs[index] for index in named)
+        assert sum(runs) == max(3, len(named))
+    others = [draw.running for draw in draws(range(4), always_run=always)]
+    assert len(named) >= 3 or any(each != others[0] for each in others)
+
+
+def test_refusal_of_a_layer_that_is_not_there():
+    with pytest.raises(ScheduleError, match="always_run names layer 6, but there are 6 layers that can be skipped"):
+        draws(range(1), always_run=(6,))
 
 
 def test_neurons_alone_are_rounded_to_multiples():

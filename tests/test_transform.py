@@ -376,3 +376,21 @@ def test_a_model_on_the_meta_device() -> None:
     assert [axis.role for axis in model.report.layers[0].axes] == [
         axis.role for axis in estfx.inspect(build("llama_grouped", num_hidden_layers=2)).layers[0].axes
     ]
+
+
+def test_kept_units_may_be_taken_as_they_are() -> None:
+    """Without the factor a narrowed layer is the original in which the other units' weights are zero."""
+    model = build("llama_grouped").double()
+    whole = copy.deepcopy(model)
+    schedule = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5)], kept_units="as_is")
+    model = estfx.transform(model, schedule, compile=False).train()
+    model.set_step(3)
+    ids = tokens()
+    closing = ("o_proj.weight", "down_proj.weight")
+    for name, dims in model.subnetwork.parameters().items():
+        if name.endswith(closing):
+            weight = whole.get_parameter(name).data
+            dropped = torch.ones(weight.shape[1], dtype=torch.bool)
+            dropped[dims[1]] = False
+            weight[:, dropped] = 0.0
+    torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-10, atol=1e-10)

@@ -9,9 +9,11 @@ spent as much as the arm named by `equal_flops`.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -24,9 +26,10 @@ from estfx.schedule import Schedule, Stage
 from estfx.settings import Settings, SettingsError, nearest
 from estfx.train_config import RunConfig
 
-__all__ = ["ROOT", "Arm", "Experiment", "Run"]
+__all__ = ["ROOT", "Arm", "Experiment", "Plans", "Run", "Solved", "found"]
 
 ROOT = Path(__file__).parents[2]
+UNITS = ("layers", "heads", "neurons")
 RUNS, RESULTS = ROOT / "runs" / "quality", ROOT / "benchmarks" / "results" / "quality"
 
 
@@ -66,6 +69,13 @@ class Experiment(Settings):
                 if other is not None and (self.arms[other].equal_flops or self.arms[other].stopped):
                     raise ValueError(f"arm {name} speaks of {other}, which itself depends on an arm.")
         return self
+
+
+class Solved(Settings):
+    """An arm of which nothing is left to be found out."""
+
+    config: RunConfig
+    stops: Mapping[str, int]  # arms that are its beginning, and after how many steps they end
 
 
 @dataclass(frozen=True)
@@ -115,23 +125,29 @@ class Plans:
             if other.stopped == arm and other.equal_flops is not None
         }
 
-    def config(self, arm: str, seed: int) -> RunConfig:
+    def config(self, arm: str) -> RunConfig:
         """An arm's run, with nothing left to be solved for."""
         base = self._base(arm)
         equal = self.experiment.arms[arm].equal_flops
         if equal is None:
-            return _with_seed(base, seed)
+            return base
         schedule = base.schedule.build(base.train.total_steps)
         if schedule.stages == (Stage(start=0),):
             steps = self._steps_for(arm, equal)
-            return _with_seed(_changed(base, {"train": {"total_steps": steps}}), seed)
+            return _changed(base, {"train": {"total_steps": steps}})
         stage = self._constant(equal)
         stages = [stage.model_dump(mode="json")]
-        return _with_seed(_changed(base, {"schedule": {"stages": stages, "preset": None, "keep": None}}), seed)
+        return _changed(base, {"schedule": {"stages": stages, "preset": None, "keep": None}})
 
-    def plan(self, arm: str) -> Plan:
-        config = self.config(arm, 0)
-        return self._plan_of(config.schedule.build(config.train.total_steps))
+    def solved(self, arm: str) -> Solved:
+        """An arm, and when it ends as other arms. Solved once for each text of the YAML."""
+        key = hashlib.blake2b(f"{arm} {self.experiment.model_dump_json()}".encode(), digest_size=8).hexdigest()
+        path = RUNS / self.name / f"{arm}-{key}.yaml"
+        if not path.exists():
+            config = self.config(arm)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Solved(config=config, stops=self.stops(arm)).to_yaml(path)
+        return Solved.from_yaml(path)
 
     def _base(self, arm: str) -> RunConfig:
         """The arm before anything is solved for."""
@@ -157,31 +173,41 @@ class Plans:
     def _constant(self, equal: str) -> Stage:
         """The part that costs as much over the whole run as another arm's growing one.
 
-        Layers and heads are few, so their fraction is the nearest one that is there; neurons make up the difference.
+        FLOPs are linear in the layers that run, and in the heads and the neurons of each. Layers and heads are few:
+        for every number of both, neurons make up the difference; the most even of these parts is taken.
         """
         total = self._base(equal).train.total_steps
         wanted = self._spent(equal) / total
 
-        def cost(layers: float, heads: float, neurons: float) -> float:
-            stage = Stage(start=0, layers=layers, heads=heads, neurons=neurons)
-            return self._plan_of(Schedule(stages=[stage], total_steps=total)).stages[0].flops_model
+        def looked_at(stage: Stage) -> tuple[float, float, float, float]:
+            """Its FLOPs a step, and the fractions that it really keeps."""
+            found = self._plan_of(Schedule(stages=[stage], total_steps=total)).stages[0]
+            layers, heads, neurons = (found.units[name][0] / found.units[name][1] for name in UNITS)
+            return found.flops_model, layers, heads, neurons
 
-        even = _solved(lambda keep: cost(keep, keep, keep), wanted)
-        kept, of = self._plan_of(Schedule.constant(even, total)).stages[0].units["layers"]
-        neurons = _solved(lambda keep: cost(kept / of, even, keep), wanted)
-        return Stage(start=0, layers=kept / of, heads=even, neurons=neurons)
-
-
-def _solved(cost: Any, wanted: float) -> float:
-    """The fraction at which a rising cost is nearest to what is wanted, to a thousandth."""
-    low, high = 1, 1000
-    while low < high:
-        middle = (low + high) // 2
-        if cost(middle / 1000) < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return min((each / 1000 for each in (low - 1, low) if each > 0), key=lambda keep: abs(cost(keep) - wanted))
+        whole, *_ = looked_at(Stage(start=0))
+        rest, some_layers, *_ = looked_at(Stage(start=0, layers=0.5))
+        layers_cost = (whole - rest) / (1 - some_layers)
+        fewer, _, some_heads, _ = looked_at(Stage(start=0, heads=0.5))
+        heads_cost = (whole - fewer) / (1 - some_heads)
+        fewer, _, _, some_neurons = looked_at(Stage(start=0, neurons=0.5))
+        neurons_cost = (whole - fewer) / (1 - some_neurons)
+        outside, fixed = whole - layers_cost, layers_cost - heads_cost - neurons_cost
+        units = self._plan_of(Schedule(stages=[Stage(start=0)], total_steps=total)).stages[0].units
+        num_layers = units["layers"][1]
+        num_heads = units["heads"][1] // num_layers
+        parts = []
+        for layers in (Fraction(k, num_layers) for k in range(1, num_layers + 1)):
+            for heads in (Fraction(k, num_heads) for k in range(1, num_heads + 1)):
+                neurons = ((wanted - outside) / float(layers) - fixed - float(heads) * heads_cost) / neurons_cost
+                if 0 < neurons <= 1:
+                    parts.append((float(layers), float(heads), neurons))
+        if not parts:
+            raise SettingsError(
+                f"no constant part of {num_layers} layers and {num_heads} heads costs what {equal} does."
+            )
+        layers, heads, neurons = min(parts, key=lambda part: max(part) - min(part))
+        return Stage(start=0, layers=layers, heads=heads, neurons=neurons)
 
 
 @functools.cache
@@ -227,10 +253,6 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _changed(config: RunConfig, over: Mapping[str, Any]) -> RunConfig:
     return RunConfig.from_mapping(_merged(config.model_dump(mode="json"), over))
-
-
-def _with_seed(config: RunConfig, seed: int) -> RunConfig:
-    return _changed(config, {"train": {"seed": seed}})
 
 
 def found(name: str) -> Path:

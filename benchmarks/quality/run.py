@@ -27,7 +27,6 @@ from experiment import ROOT, Experiment, Plans, Run, found
 from rich.console import Console
 
 from estfx.documents import documents
-from estfx.plan import Plan
 from estfx.text_data import held_out_of, tokens_of
 from estfx.train import train
 from estfx.train_config import RunConfig
@@ -65,6 +64,8 @@ def main() -> None:
 
 def _all(missing: list[tuple[Path, Run]], workers: int, minutes: float | None) -> None:
     """Each run in a process of its own, `workers` at a time."""
+    for path, run in missing:
+        Plans.load(path).solved(run.arm)  # once, for all of its seeds
     begun = time.monotonic()
     threads = max(1, (os.cpu_count() or 1) // workers)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
@@ -103,27 +104,26 @@ def _minutes(begun: float) -> str:
 def one(path: Path, run: Run) -> None:
     """Trains one arm with one seed, evaluates it, and writes its result."""
     plans = Plans.load(path)
-    config = plans.config(run.arm, run.seed)
-    stops = plans.stops(run.arm)
-    if stops:  # a checkpoint where another arm ends
-        (step,) = set(stops.values())
-        train_settings = config.train.model_copy(update={"save_every": step, "keep_checkpoints": 3})
-        config = config.model_copy(update={"train": train_settings})
+    solved = plans.solved(run.arm)
+    own: dict[str, Any] = {"seed": run.seed}
+    if solved.stops:  # a checkpoint where another arm ends
+        (step,) = set(solved.stops.values())
+        own |= {"save_every": step, "keep_checkpoints": 3}
+    config = solved.config.model_copy(update={"train": solved.config.train.model_copy(update=own)})
     if not (run.folder / "summary.json").exists():
         resume = (run.folder / "metrics.jsonl").exists()
         if not resume:
             shutil.rmtree(run.folder, ignore_errors=True)
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         train(None if resume else config, run.folder, Console(), resume=resume)
-    plan, total = plans.plan(run.arm), config.train.total_steps
-    for name, step in stops.items():
+    for name, step in solved.stops.items():
         saved = run.folder / "checkpoints" / f"checkpoint-{step}"
-        write(replace(run, arm=name), _result(run, plans.experiment, config, saved, plan, step) | {"arm": name})
-    write(run, _result(run, plans.experiment, config, run.folder / "model", plan, total))
+        write(replace(run, arm=name), _result(run, plans.experiment, config, saved, step) | {"arm": name})
+    write(run, _result(run, plans.experiment, config, run.folder / "model", config.train.total_steps))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
 
-def _result(run: Run, experiment: Experiment, config: RunConfig, model: Path, plan: Plan, steps: int) -> dict[str, Any]:
+def _result(run: Run, experiment: Experiment, config: RunConfig, model: Path, steps: int) -> dict[str, Any]:
     """What is kept of a run, with the weights in `model`, which have seen so many steps."""
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
     tokens = tokens_of(config.data.tokenizer)
@@ -137,6 +137,7 @@ def _result(run: Run, experiment: Experiment, config: RunConfig, model: Path, pl
     metrics = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in metrics if line["kind"] == "step" and line["step"] < steps]
     every = max(1, len(lines) // CURVE_POINTS)
+    stages = json.loads((run.folder / "summary.json").read_text())["stages"]
     return {
         "experiment": run.experiment,
         "arm": run.arm,
@@ -145,7 +146,10 @@ def _result(run: Run, experiment: Experiment, config: RunConfig, model: Path, pl
         "tokens": sum(line["tokens"] for line in lines),
         "flops": sum(line["flops"] for line in lines),
         "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
-        "saving": {"layers": plan.saving_layers, "model": plan.saving_model},
+        "whole_steps": {  # as many steps of the whole model cost what these did
+            part: sum(stages[line["stage"] - 1][f"flops_of_whole_{part}"] for line in lines)
+            for part in ("layers", "model")
+        },
         "train_loss": [[line["step"], round(line["loss"], 5)] for line in lines[::every]],
         "held_out_curve": [
             [line["step"], round(line["held_out_loss"], 5)]
@@ -154,7 +158,7 @@ def _result(run: Run, experiment: Experiment, config: RunConfig, model: Path, pl
         ],
         "block_losses": block_losses(loaded, stream, length, experiment.held_out_blocks),
         "tasks": tasks,  # by item, whether it was right
-        "stages": json.loads((run.folder / "summary.json").read_text())["stages"],  # seconds by stage among them
+        "stages": stages,  # their seconds a step among it
         "made_with": json.loads((run.folder / "made_with.json").read_text()),
         "config": config.model_dump(mode="json"),
         "text": json.loads((Path(config.data.tokenizer).parent / "manifest.json").read_text()),

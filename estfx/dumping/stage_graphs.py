@@ -82,7 +82,7 @@ def stage_graphs(
     kinds = []
     for name, traced in decoder.traced.items():
         exported = clone(traced.graph) if after in early else None
-        variant = analysed(traced)
+        variant = analysed(traced, scales=schedule.scales)
         counts = stage_counts(schedule, variant.roles, stage)
         kept = dict(counts)
         kinds.append(
@@ -123,6 +123,7 @@ def _after(name: str | None, exported: GraphModule | None, variant: Variant, cou
         until = next(i for i, each in enumerate(passes, start=1) if each.name() == name)
         return run_passes(exported, passes[:until])
     wanted = dict(counts)
-    rewrites = specialisation({role.axis: wanted[role.name] for role in variant.roles.found if role.name in wanted})
-    until = next(i for i, each in enumerate(rewrites, start=1) if each.name() == name)
+    kept = {role.axis: wanted[role.name] for role in variant.roles.found if role.name in wanted}
+    rewrites = specialisation(kept, scaled=variant.scales)
+    until = next((i for i, each in enumerate(rewrites, start=1) if each.name() == name), len(rewrites))
     return run_passes(clone(variant.traced.graph), rewrites[:until])
