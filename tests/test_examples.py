@@ -19,6 +19,9 @@ PRINTED = {
 PRINTED_ON_RANKS = {"ddp.py": "step 14  stage 3", "fsdp.py": "saved and loaded"}
 PRINTED_ALONE = {"lightning_module.py": "step 14  stage 3"}  # it sets signal handlers and warns of the machine
 
+# a thread of gloo still holds something of Python's when Python has ended (pytorch#179291); FSDP2 keeps gloo's threads
+ABORTED_AT_EXIT = "terminate called without an active exception"
+
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # which PEFT asks for
 @pytest.mark.parametrize(("script", "printed"), PRINTED.items())
@@ -31,9 +34,10 @@ def test_a_script_runs(script, printed, capsys):
 def test_a_script_runs_in_processes_of_its_own(script, printed):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *(torchrun if script in PRINTED_ON_RANKS else []), str(EXAMPLES / script)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    if ABORTED_AT_EXIT in done.stderr:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert printed in done.stdout
 
