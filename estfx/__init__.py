@@ -1,6 +1,7 @@
 """estfx: train a part of a decoder, and let it grow until it is the whole (Evolving Subnetwork Training)."""
 
 from estfx.compilation import load_compiled, save_compiled
+from estfx.draws import Draw, selection_policy
 from estfx.dump import dump
 from estfx.dumping.loading import load_graphs
 from estfx.errors import EstfxError, ScheduleError, TraceError, UnsupportedModelError, VerifyError
@@ -14,6 +15,7 @@ from estfx.transform import restore, transform
 
 __all__ = [
     "Decoder",
+    "Draw",
     "EstfxError",
     "EvolvingModel",
     "Plan",
@@ -32,6 +34,7 @@ __all__ = [
     "plan",
     "restore",
     "save_compiled",
+    "selection_policy",
     "trace",
     "transform",
 ]

@@ -4,44 +4,119 @@ The generator is Philox, which is keyed and counter-based, read through `random_
 (its distributions may change between releases). So a draw needs no checkpoint and is the same on every rank.
 """
 
+from __future__ import annotations
+
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["draw_layers", "draw_units"]
+from estfx.errors import EstfxError
 
-Policy = Literal["random", "window"]
+__all__ = ["POLICIES", "Draw", "Policy", "draw_layers", "draw_units", "selection_policy"]
+
 _WORD = 2**64
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What a selection policy is asked: which `kept` of `size` units each of `num_layers` layers keeps at a step."""
+
+    seed: int
+    step: int
+    role: str  # "heads", "neurons", "channels"; a second axis of a role in a layer: "neurons_2"
+    num_layers: int
+    size: int
+    kept: int  # more than 0, less than size
+
+    def words(self, number: int) -> NDArray[np.uint64]:
+        """That many random numbers, all of 64 bits alike: the same ones for the same seed, step, role and size."""
+        words: NDArray[np.uint64] = _philox(self.seed, self.step, self.role, self.size).random_raw(number)
+        return words
+
+
+Policy = Callable[[Draw], NDArray[np.int64]]
+
+POLICIES: dict[str, Policy] = {}  # by the name that a schedule gives
+
+
+def selection_policy(name: str, *, replace: bool = False) -> Callable[[Policy], Policy]:
+    """Registers a selection policy: `Schedule(policy=name)` then draws the units of every role by it.
+
+    The function that is decorated takes a `Draw` and returns the kept units, int64 `[num_layers, kept]`, each row
+    ascending and without repetition. It must be a pure function of the draw: it is called on every rank, ahead of its
+    step and in another thread, again after a resume, and by `estfx report`. It is not called for what is kept whole.
+
+    Raises EstfxError if there is a policy of that name, unless `replace`.
+    """
+
+    def register(policy: Policy) -> Policy:
+        if name in POLICIES and not replace:
+            raise EstfxError(
+                f"there is a selection policy {name!r} already, of {POLICIES[name].__module__}; choose another name, "
+                "or pass replace=True."
+            )
+        POLICIES[name] = policy
+        return policy
+
+    return register
+
+
 def draw_units(
-    policy: Policy, *, seed: int, step: int, role: str, num_layers: int, size: int, kept: int
+    policy: str, *, seed: int, step: int, role: str, num_layers: int, size: int, kept: int
 ) -> NDArray[np.int64]:
-    """Draws `kept` of `size` units for each of `num_layers` layers.
+    """Draws `kept` of `size` units for each of `num_layers` layers by the policy of that name.
 
-    Returns indices `[num_layers, kept]`, each row ascending and without repetition. Row i depends on (seed, step,
-    role, i, size) alone, not on how many layers there are. With a smaller `kept`, the policy `random` draws a subset
-    of the same units.
+    Returns indices `[num_layers, kept]`, each row ascending and without repetition. For the policies that estfx brings,
+    row i depends on (seed, step, role, i, size) alone, not on how many layers there are.
 
-    `random` draws every subset with the same chance. `window` draws one contiguous run, all offsets from 0 to
-    `size - kept` alike; units near both ends lie in fewer windows and so are drawn more rarely than those in the
-    middle (the first unit with a chance of 1 / (size - kept + 1), not kept / size).
+    Raises EstfxError if there is no such policy, or what it returns is no such array.
     """
     if not 0 < kept <= size:
         raise ValueError(f"cannot draw {kept} of {size} units")
+    if policy not in POLICIES:
+        raise EstfxError(f"there is no selection policy {policy!r}; there are {', '.join(POLICIES)}.")
     if kept == size:
         return np.tile(np.arange(size, dtype=np.int64), (num_layers, 1))
-    if policy == "window":
-        words: NDArray[np.uint64] = _philox(seed, step, role, size).random_raw(num_layers)
-        offsets = (words % np.uint64(size - kept + 1)).astype(np.int64)  # bias below size / 2^64
-        return offsets[:, None] + np.arange(kept, dtype=np.int64)
-    if policy == "random":
-        return _smallest(_random_keys(seed, step, role, num_layers, size), kept)
-    raise ValueError(f"unknown policy {policy!r}")
+    draw = Draw(seed, step, role, num_layers, size, kept)
+    drawn = POLICIES[policy](draw)
+    if POLICIES[policy] not in (_random, _window):
+        _check(policy, draw, drawn)
+    return drawn
+
+
+def _check(policy: str, draw: Draw, drawn: object) -> None:
+    """Raises EstfxError for units that cannot be: what is kept would be computed wrongly in silence."""
+    asked = f"the selection policy {policy!r} was asked for {draw.kept} of {draw.size} {draw.role} in each of "
+    asked += f"{draw.num_layers} layers at step {draw.step}, and "
+    shape = (draw.num_layers, draw.kept)
+    if not isinstance(drawn, np.ndarray) or drawn.dtype != np.int64 or drawn.shape != shape:
+        of = f" of {drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, np.ndarray) else ""
+        raise EstfxError(f"{asked}returned a {type(drawn).__name__}{of}; it must be an array of int64 {list(shape)}.")
+    if drawn.min() < 0 or drawn.max() >= draw.size:
+        raise EstfxError(f"{asked}returned units from {drawn.min()} to {drawn.max()}; there are 0 to {draw.size - 1}.")
+    if (np.diff(drawn, axis=1) <= 0).any():
+        raise EstfxError(f"{asked}returned a row that does not rise; sort it, and name no unit twice.")
+
+
+@selection_policy("random")
+def _random(draw: Draw) -> NDArray[np.int64]:
+    """Every subset with the same chance. With a smaller `kept`, a subset of the same units."""
+    return _smallest(_random_keys(draw), draw.kept)
+
+
+@selection_policy("window")
+def _window(draw: Draw) -> NDArray[np.int64]:
+    """One contiguous run, all offsets from 0 to `size - kept` alike.
+
+    Units near both ends lie in fewer windows and so are drawn more rarely than those in the middle (the first unit with
+    a chance of 1 / (size - kept + 1), not kept / size).
+    """
+    offsets = draw.words(draw.num_layers) % np.uint64(draw.size - draw.kept + 1)  # bias below size / 2^64
+    return offsets.astype(np.int64)[:, None] + np.arange(draw.kept, dtype=np.int64)
 
 
 def draw_layers(*, seed: int, step: int, num_layers: int, kept: int, always: Sequence[int] = ()) -> NDArray[np.bool_]:
@@ -56,12 +131,12 @@ def draw_layers(*, seed: int, step: int, num_layers: int, kept: int, always: Seq
     return runs
 
 
-def _random_keys(seed: int, step: int, role: str, num_layers: int, size: int) -> NDArray[np.uint32]:
+def _random_keys(draw: Draw) -> NDArray[np.uint32]:
     """One 32-bit key a unit, `[num_layers, size]`; every row starts at a fresh 64-bit word."""
-    words_per_row = (size + 1) // 2
-    words = _philox(seed, step, role, size).random_raw(num_layers * words_per_row)
+    words_per_row = (draw.size + 1) // 2
+    words = draw.words(draw.num_layers * words_per_row)
     keys = words.astype("<u8", copy=False).view("<u4")  # the byte order is part of the stream
-    return keys.reshape(num_layers, 2 * words_per_row)[:, :size]
+    return keys.reshape(draw.num_layers, 2 * words_per_row)[:, : draw.size]
 
 
 def _smallest(keys: NDArray[np.uint32], kept: int) -> NDArray[np.int64]:

@@ -8,13 +8,26 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from estfx.draws import POLICIES
 from estfx.errors import EstfxError, ScheduleError
-from estfx.settings import Settings
+from estfx.settings import Settings, nearest
 
-__all__ = ["Schedule", "Stage", "checked_step", "kept_count"]
+__all__ = ["PolicyName", "Schedule", "Stage", "checked_step", "kept_count"]
 
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+def _known_policy(name: str) -> str:
+    if name not in POLICIES:
+        raise ValueError(
+            f"unknown selection policy {name!r}; {nearest(name, POLICIES)} "
+            "One of your own must be registered before, with estfx.selection_policy."
+        )
+    return name
+
+
+PolicyName = Annotated[str, AfterValidator(_known_policy)]
 
 # EST (arXiv 2406.06962): the first two stages end at 20k and 70k of 150k steps
 _EST_STAGE_2, _EST_STAGE_3, _EST_STEPS = 20, 70, 150
@@ -39,7 +52,8 @@ class Stage(Settings):
 class Schedule(Settings):
     """The stages of a training run, from the first step to the last.
 
-    `policy` says which units a draw keeps: `random` ones (EST), or a `window`, one contiguous run of them.
+    `policy` says which units a draw keeps: `random` ones (EST), a `window`, one contiguous run of them, or what a
+    policy of one's own says (`estfx.selection_policy`).
 
     `draws` says whether each layer keeps units of its own, or all layers (of one size) the same ones; a draw serves
     `resample_every` optimizer steps. `kept_units` says whether sums over kept units are scaled by total / kept, which
@@ -56,7 +70,7 @@ class Schedule(Settings):
 
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)]
     total_steps: Count | None = None  # optimizer steps of the run; the last stage ends there
-    policy: Literal["random", "window"] = "random"
+    policy: PolicyName = "random"
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it, for hardware that likes multiples
     skipped_layers: Literal["identity", "inverse_keep"] = "identity"
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all the same

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from estfx.documents import STANDARD_LIBRARY
 from estfx.model_presets import small_options
 from estfx.model_spec import merged_options, model_types, parse_options
-from estfx.schedule import Count, Fraction, Schedule, Stage
+from estfx.schedule import Count, Fraction, PolicyName, Schedule, Stage
 from estfx.settings import Settings, SettingsError, nearest
 from estfx.text_data import BYTES, tokens_of
 
@@ -90,7 +90,7 @@ class ScheduleSettings(Settings):
     preset: Literal["est", "constant", "dense"] | None = None  # est, unless stages are given; dense: always whole
     keep: Fraction | None = None  # of est and constant; 0.5 if not given
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None  # in place of a preset
-    policy: Literal["random", "window"] = "random"  # how units are drawn; window: neighbours
+    policy: PolicyName = "random"  # how units are drawn; window: neighbours; or one of your own, registered in Python
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it
     skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # or the layers that run are scaled by 1/p
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all layers the same

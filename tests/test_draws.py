@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estfx.draws import _smallest, draw_layers, draw_units
+import estfx
+from estfx.draws import POLICIES, Draw, _smallest, draw_layers, draw_units
+from estfx.errors import EstfxError
+from estfx.made_with import drawn_layers
+from estfx.schedule import Schedule, Stage
+from estfx.step_draw import draw_step
 
 policies = st.sampled_from(["random", "window"])
 seeds = st.integers(0, 2**64 - 1)
@@ -143,7 +148,7 @@ def test_a_count_that_cannot_be_is_refused(kept):
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(ValueError, match="unknown policy"):
+    with pytest.raises(EstfxError, match="there is no selection policy 'best'; there are random, window"):
         draw_units("best", seed=0, step=0, role="heads", num_layers=1, size=12, kept=3)
 
 
@@ -154,3 +159,53 @@ def test_a_hundred_layers_draw_fast():
         return time.perf_counter() - begun
 
     assert min(seconds() for _ in range(20)) < 0.005  # about 0.5 ms; loose, because the machine is shared
+
+
+@pytest.fixture
+def registered():
+    before = dict(POLICIES)
+    yield
+    POLICIES.clear()
+    POLICIES.update(before)
+
+
+def test_a_policy_of_ones_own_draws_what_a_model_trains(registered):
+    asked = []
+
+    @estfx.selection_policy("last ones")
+    def last_ones(draw):
+        asked.append(draw)
+        return np.tile(np.arange(draw.size - draw.kept, draw.size), (draw.num_layers, 1))
+
+    schedule = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.25)], policy="last ones")
+    layers = drawn_layers({f"layers.{i}": {"droppable": True, "heads": 4, "neurons": 8} for i in range(3)})
+    for units in draw_step(schedule, 5, layers, 7).units.values():
+        assert {role: kept.tolist() for role, kept in units.items()} == {"heads": [2, 3], "neurons": [6, 7]}
+    assert asked == [Draw(5, 7, "heads", 3, 4, 2), Draw(5, 7, "neurons", 3, 8, 2)]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([[0, 1]], "returned a list; it must be an array of int64 [1, 2]."),
+        (np.array([[0.0, 1.0]]), "returned a ndarray of float64 [1, 2]; it must"),
+        (np.array([0, 1]), "returned a ndarray of int64 [2]; it must"),
+        (np.array([[1, 4]]), "returned units from 1 to 4; there are 0 to 3."),
+        (np.array([[-1, 2]]), "returned units from -1 to 2"),
+        (np.array([[2, 1]]), "returned a row that does not rise"),
+        (np.array([[2, 2]]), "returned a row that does not rise"),
+    ],
+)
+def test_refusal_of_units_that_cannot_be(registered, returned, message):
+    estfx.selection_policy("bad")(lambda draw: returned)
+    with pytest.raises(EstfxError) as caught:
+        draw_units("bad", seed=0, step=9, role="heads", num_layers=1, size=4, kept=2)
+    assert "'bad' was asked for 2 of 4 heads in each of 1 layers at step 9" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_refusal_of_a_second_policy_of_a_name(registered):
+    with pytest.raises(EstfxError, match="a selection policy 'random' already"):
+        estfx.selection_policy("random")(lambda draw: None)
+    estfx.selection_policy("window", replace=True)(lambda draw: np.array([[0]]))
+    assert draw_units("window", seed=0, step=0, role="heads", num_layers=1, size=4, kept=1).tolist() == [[0]]

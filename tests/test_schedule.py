@@ -70,7 +70,10 @@ def test_constant_is_one_stage():
         ({"stages": stages(0, 9), "total_steps": 9}, "stage 2 starts at step 9, but the run ends after 9 steps"),
         ({"stages": stages(0), "total_steps": 0}, "total_steps must be greater than or equal to 1, got 0."),
         ({"stages": stages(0), "polcy": "random"}, "unknown key 'polcy'; did you mean 'policy'?"),
-        ({"stages": stages(0), "policy": "best"}, "policy must be 'random' or 'window', got 'best'."),
+        (
+            {"stages": stages(0), "policy": "best"},
+            "unknown selection policy 'best'; known are random, window.",
+        ),
         ({"stages": [{"start": 0}, {"start": 5, "headz": 1}]}, "stage 2: unknown key 'headz'; did you mean 'heads'?"),
         ({"stages": [{"start": 0, "heads": 1.5}]}, "stage 1: heads must be less than or equal to 1, got 1.5."),
         ({"stages": 3}, "stages must be"),
