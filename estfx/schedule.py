@@ -1,16 +1,25 @@
 """Schedules: which part of the model is trained at which step."""
 
+from __future__ import annotations
+
+import math
 import operator
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Annotated, ClassVar, Literal, Self
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from estfx.draws import POLICIES
 from estfx.errors import EstfxError, ScheduleError
 from estfx.settings import Settings, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from estfx.layer_names import LayerPatterns
 
 __all__ = ["PolicyName", "Schedule", "Stage", "checked_step", "kept_count"]
 
@@ -28,6 +37,12 @@ def _known_policy(name: str) -> str:
 
 
 PolicyName = Annotated[str, AfterValidator(_known_policy)]
+
+_CURVES: dict[str, Callable[[float], float]] = {  # from 0 at 0 to 1 at 1
+    "linear": lambda x: x,
+    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
+    "cubic": lambda x: 1 - (1 - x) ** 3,
+}
 
 # EST (arXiv 2406.06962): the first two stages end at 20k and 70k of 150k steps
 _EST_STAGE_2, _EST_STAGE_3, _EST_STEPS = 20, 70, 150
@@ -125,6 +140,87 @@ class Schedule(Settings):
         """One stage with one keep fraction for heads, neurons and layers: the control at equal FLOPs."""
         total = None if total_steps is None else _checked_total(total_steps)
         return cls(stages=(Stage(start=0, heads=keep, neurons=keep, layers=keep),), total_steps=total)
+
+    @classmethod
+    def growing(
+        cls,
+        total_steps: int,
+        *,
+        heads: float = 0.5,
+        neurons: float = 0.5,
+        layers: float = 0.5,
+        curve: Literal["linear", "cosine", "cubic"] = "linear",
+        num_stages: int = 4,
+        whole_until: float = 0.0,
+        whole_from: float = 7 / 15,
+    ) -> Self:
+        """Parts that grow little by little from the fractions given here to the whole model.
+
+        Of the run, up to `whole_until` the whole model is trained (a warm-up; a share of `total_steps`), and from
+        `whole_from` on again. Between them lie `num_stages` stages of equal length, whose fractions rise along
+        `curve`: evenly; slowly at both ends; or fast at first and then ever more slowly (cubic). Few stages mean few
+        compilations: each has programs of its own. A fraction of 1 is kept whole all along, so that only depth grows
+        (`heads=1, neurons=1`), or only width (`layers=1`).
+
+        Raises ScheduleError if the steps are too few for the stages, or a value cannot be.
+        """
+        total = _checked_total(total_steps)
+        if curve not in _CURVES:
+            raise ScheduleError(f"unknown curve {curve!r}; {nearest(str(curve), _CURVES)}")
+        if not 0 <= whole_until < whole_from <= 1:
+            raise ScheduleError(
+                f"whole_until={whole_until} and whole_from={whole_from} are shares of the run: they must rise, and lie "
+                "between 0 and 1."
+            )
+        if _whole_number(num_stages) is None or num_stages < 1:
+            raise ScheduleError(f"num_stages must be a whole number of at least 1, got {num_stages!r}.")
+        begins, ends = round(total * whole_until), round(total * whole_from)
+        stages = [Stage(start=0)] if begins > 0 else []
+        for number in range(num_stages):
+            grown = _CURVES[curve](number / num_stages)
+            fractions = {
+                name: least + (1 - least) * grown
+                for name, least in (("heads", heads), ("neurons", neurons), ("layers", layers))
+            }
+            stages.append(Stage(start=begins + (ends - begins) * number // num_stages, **fractions))
+        if ends < total:
+            stages.append(Stage(start=ends))
+        if any(after.start <= before.start for before, after in pairwise(stages)):
+            raise ScheduleError(
+                f"{total} steps are too few: {num_stages} stages would start at "
+                f"{', '.join(str(stage.start) for stage in stages)}. Use fewer stages."
+            )
+        return cls(stages=tuple(stages), total_steps=total)
+
+    @classmethod
+    def for_saving(
+        cls,
+        model: nn.Module,
+        saving: float,
+        total_steps: int,
+        *,
+        keep: float = 0.5,
+        batch_size: int = 1,
+        seq_len: int = 128,
+        example_inputs: object = None,
+        layers: LayerPatterns | None = None,
+    ) -> Self:
+        """EST's stages, with boundaries at which they save `saving` of the whole model's training FLOPs.
+
+        `saving` is a share, such as 0.25; that of the layers alone is then higher, since embedding and LM head stay
+        whole. `seq_len`, in tokens, is that of training: attention costs more, the longer a sequence is. `keep` is
+        EST's fraction; `example_inputs` and `layers` are as for `transform`. Weights may be on the meta device.
+
+        Raises ScheduleError if the stages cannot save as much, however late the last one begins.
+        """
+        from estfx.plan import plan  # which needs schedules
+        from estfx.target_saving import schedule_saving
+
+        schedule = cls.est(total_steps, keep)
+        found = plan(
+            model, schedule, batch_size=batch_size, seq_len=seq_len, example_inputs=example_inputs, layers=layers
+        )
+        return schedule_saving(found, schedule, saving)
 
     @property
     def scales(self) -> bool:

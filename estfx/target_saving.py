@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import ceil
+from typing import TypeVar
 
 from estfx.errors import ScheduleError
 from estfx.plan import Plan
@@ -11,8 +12,10 @@ from estfx.schedule import Schedule
 
 __all__ = ["schedule_saving"]
 
+S = TypeVar("S", bound=Schedule)
 
-def schedule_saving(plan: Plan, schedule: Schedule, target: float) -> Schedule:
+
+def schedule_saving(plan: Plan, schedule: S, target: float) -> S:
     """The schedule with its boundaries moved so that it saves `target` of the whole model's training FLOPs.
 
     All boundaries keep their ratios to each other. `plan` is the schedule's own, on the model in question; what is

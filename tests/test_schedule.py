@@ -176,3 +176,42 @@ def test_kept_count_is_the_nearest_multiple_within_bounds(size, fraction, multip
 def test_kept_count_refuses_what_cannot_be(arguments):
     with pytest.raises(ScheduleError, match="cannot keep"):
         kept_count(*arguments)
+
+
+@pytest.mark.parametrize("curve", ["linear", "cosine", "cubic"])
+def test_a_growing_schedule_rises_to_the_whole(curve):
+    schedule = Schedule.growing(1500, heads=0.25, layers=0.5, neurons=1.0, curve=curve, num_stages=5, whole_until=0.1)
+    first, *parts, last = schedule.stages
+    assert first.whole
+    assert last == Stage(start=700)
+    assert [stage.start for stage in parts] == [150, 260, 370, 480, 590]
+    assert (parts[0].heads, parts[0].layers) == (0.25, 0.5)
+    assert all(stage.neurons == 1 for stage in parts)
+    for name in ("heads", "layers"):
+        kept = [getattr(stage, name) for stage in parts]
+        assert kept == sorted(set(kept))
+        assert kept[-1] < 1
+    if curve == "linear":
+        assert np.allclose(np.diff([stage.heads for stage in parts]), 0.15)
+
+
+def test_a_growing_schedule_may_have_no_whole_stage():
+    schedule = Schedule.growing(100, num_stages=2, whole_from=1.0)
+    assert [(stage.start, stage.heads) for stage in schedule.stages] == [(0, 0.5), (50, 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"curve": "cubik"}, "unknown curve 'cubik'; did you mean 'cubic'?"),
+        ({"whole_until": 0.6}, "whole_until=0.6 and whole_from=0.4"),
+        ({"num_stages": 0}, "num_stages must be a whole number of at least 1, got 0"),
+        ({"num_stages": 60}, "100 steps are too few: 60 stages would start at 0, 0, 1"),
+        ({"heads": 0.0}, "heads must be greater than 0"),
+        ({"layers": 1.5}, "layers must be"),
+    ],
+)
+def test_a_growing_schedule_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ScheduleError) as caught:
+        Schedule.growing(100, **options)
+    assert message in str(caught.value)
