@@ -56,6 +56,7 @@ class Experiment(Settings):
     title: str
     run: Mapping[str, Any]  # settings of estfx train that all arms share
     arms: Mapping[str, Arm]
+    beside: str | None = None  # the experiment with the same run whose arms stand in the table too
     seeds: Annotated[Sequence[int], AfterValidator(tuple)] = (0, 1, 2)
     held_out_blocks: Annotated[int, Field(ge=1)] = 1024  # for the loss after training, spread over the held-out text
     task_items: Annotated[int, Field(ge=0)] = 400  # of each likelihood-ranking task

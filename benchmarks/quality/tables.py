@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import RESULTS, ROOT, Experiment
+from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
@@ -129,6 +129,10 @@ def main() -> None:
         experiment, results = Experiment.from_yaml(path), stored(path.stem)
         if not results:
             continue
+        if experiment.beside is not None:
+            other = Experiment.from_yaml(found(experiment.beside))
+            experiment = experiment.model_copy(update={"arms": {**other.arms, **experiment.arms}})
+            results = stored(experiment.beside) | results
         lines += [f"## {experiment.title}", ""]
         against = [arm for arm in ("dense", "dense-short") if arm in experiment.arms]
         lines += [*table(experiment, results, against), ""]

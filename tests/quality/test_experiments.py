@@ -87,7 +87,12 @@ def test_refusal_of_an_unknown_experiment():
 @pytest.mark.parametrize("path", sorted((QUALITY / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiments_of_the_repository_are_valid(path):
     experiment = Experiment.from_yaml(path)
-    assert "dense" in experiment.arms or path.stem.startswith("rates")
+    if experiment.beside is not None:
+        other = Experiment.from_yaml(found(experiment.beside))
+        assert other.run == experiment.run
+        assert not other.arms.keys() & experiment.arms.keys()
+    else:
+        assert "dense" in experiment.arms or path.stem.startswith("rates")
 
 
 def model():
