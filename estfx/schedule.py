@@ -48,11 +48,11 @@ class Schedule(Settings):
 
     error: ClassVar[type[EstfxError]] = ScheduleError
 
-    stages: Annotated[Sequence[Stage], AfterValidator(tuple)]
+    stages: Annotated[Sequence[Stage], AfterValidator(tuple)]  # in order of their starts; the first starts at step 0
     total_steps: Count | None = None  # optimizer steps of the run; the last stage ends there
-    policy: Literal["random", "window"] = "random"
+    policy: Literal["random", "window"] = "random"  # which units a draw keeps
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it, for hardware that likes multiples
-    skipped_layers: Literal["identity", "inverse_keep"] = "identity"
+    skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # what a kept layer adds while others are skipped
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> Self:
