@@ -21,7 +21,7 @@ __all__ = ["LiveView"]
 
 WIDEST = 80  # columns, however wide the terminal
 BARS = "▁▂▃▄▅▆▇█"
-SMOOTHING = 0.95  # of the loss: how much of it stays from one step to the next
+SMOOTHING = 0.9  # of the loss: how much of it stays from one step to the next
 COLUMNS = ("stage", "steps", "heads", "neurons", "layers", "FLOPs", "s/step", "of last")
 NARROW = ("stage", "s/step", "of last")  # what is left of them below 64 columns
 MOST_STAGES = 7  # rows of the table; those around the stage in force
@@ -73,7 +73,7 @@ class LiveView:
 
     @property
     def smoothed(self) -> float:
-        """The loss as an exponential mean over its last steps, twenty or so."""
+        """The loss as an exponential mean over its last steps, ten or so."""
         return self._smoothed / self._weight if self._weight else math.nan
 
     def measured(self) -> list[float | None]:
