@@ -1,4 +1,4 @@
-"""How much of an evolving model is at work in the step in force, in numbers for logs and progress bars."""
+"""How much of an evolving model is at work in the step in force, in numbers for logs and displays."""
 
 from collections import Counter
 from dataclasses import dataclass

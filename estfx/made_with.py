@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from estfx.runtime import Runtime
 
 __all__ = ["differences", "drawn_layers", "drawn_of", "made_with"]
+
+LONG = 80  # characters of a value, as far as a message shows it
 
 
 def made_with(model: nn.Module) -> dict[str, Any]:
@@ -51,12 +54,14 @@ def _path(name: str, layers: Mapping[str, Any]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """What differs between two of them, in words, the first five."""
+    """What differs between two of them, in words, the first five; members of lists are compared by their number."""
     lines = _differences(before, now, path)
     return lines if len(lines) <= 5 else [*lines[:5], f"and {len(lines) - 5} more"]
 
 
 def _differences(before: object, now: object, path: str) -> list[str]:
+    if before == now:
+        return []
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = dict.fromkeys([*before, *now])
         return [
@@ -64,16 +69,33 @@ def _differences(before: object, now: object, path: str) -> list[str]:
             for key in keys
             for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
         ]
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = enumerate(zip(before, now, strict=True), start=1)
-        return [line for number, (a, b) in pairs for line in _differences(a, b, f"{path} {number}")]
-    if before == now:
-        return []
-    return [f"{path} was {_short(before)}, is {_short(now)}"]
+    if isinstance(before, list) and isinstance(now, list):
+        counts = [f"{path}: there were {len(before)}, now there are {len(now)}"] * (len(before) != len(now))
+        each = f"{path.removesuffix('s')} {{}}"  # `schedule.stages` has a `schedule.stage 2`
+        pairs = enumerate(zip_longest(before, now), start=1)
+        return counts + [line for number, (a, b) in pairs for line in _differences(a, b, each.format(number))]
+    if before is None:
+        return [f"{path} is new: {_short(now)}"]
+    if now is None:
+        return [f"{path} is gone: {_short(before)}"]
+    a, b = _around_the_difference(_text(before), _text(now))
+    return [f"{path} was {_short(a)}, is {_short(b)}"]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    return str(value)
 
 
 def _short(value: object) -> str:
-    if value is None:
-        return "not there"
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    text = _text(value)
+    return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
+
+
+def _around_the_difference(before: str, now: str) -> tuple[str, str]:
+    """Without most of what two long texts begin with alike."""
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))
+    if max(len(before), len(now)) <= LONG or alike <= LONG // 2:
+        return before, now
+    return f"...{before[alike - LONG // 4 :]}", f"...{now[alike - LONG // 4 :]}"

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from estfx import graph_rules, switches
 from estfx.errors import VerifyError
+from estfx.pass_files import write_graph
 from estfx.provenance import snapshot, write_down
 
 __all__ = ["Analysis", "Pass", "Rewrite", "run_passes"]
@@ -69,7 +70,7 @@ def run_passes(gm: GraphModule, passes: Sequence[Pass]) -> GraphModule:
             raise
         log.debug("%s: %d in %.1f ms", step.name(), count, 1e3 * (time.perf_counter() - started))
         if switches.DUMP is not None:
-            _dump(gm, step)
+            write_graph(switches.DUMP, gm, step.name())
     return gm
 
 
@@ -87,12 +88,3 @@ def _check_claim(step: Pass, count: int, before: str, gm: GraphModule) -> None:
     absent = [tag.__name__ for tag in step.puts if tag.__qualname__ not in gm.meta]
     if absent:
         raise VerifyError(f"pass {step.name()} was to put {', '.join(absent)}, and did not")
-
-
-def _dump(gm: GraphModule, step: Pass) -> None:
-    from estfx.printing import graph_text
-
-    assert switches.DUMP is not None
-    switches.DUMP.mkdir(parents=True, exist_ok=True)
-    number = sum(1 for _ in switches.DUMP.iterdir())
-    (switches.DUMP / f"{number:03d}-{gm._get_name()}-{step.name()}.txt").write_text(graph_text(gm))

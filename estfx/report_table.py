@@ -1,6 +1,4 @@
-"""A report for reading: one block a program, with the layers that share it, their axes, and the reasons."""
-
-from itertools import groupby
+"""A report for reading: one block for the layers that are alike, with their names, their axes, and the reasons."""
 
 from rich import box
 from rich.console import Console
@@ -8,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from estfx.layer_list import listed
 from estfx.report import AxisReport, LayerReport, Report
 
 __all__ = ["print_report", "print_tree"]
@@ -20,16 +19,19 @@ def print_report(console: Console, report: Report) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     say(f"{report.model}, {len(report.layers)} layers")
-    for program, group in groupby(report.layers, key=lambda layer: layer.program):
-        layers = list(group)
-        names = layers[0].name if len(layers) == 1 else f"{layers[0].name} … {layers[-1].name} ({len(layers)})"
-        skip = "may be skipped" if all(layer.droppable for layer in layers) else "cannot be skipped"
-        say(f"\n{names}: {program or 'no graph'}, {skip}")
-        for branch in layers[0].branches:
+    alike: dict[object, list[LayerReport]] = {}  # but for their names, in order of first appearance
+    for layer in report.layers:
+        alike.setdefault(layer.model_copy(update={"name": ""}).model_dump_json(), []).append(layer)
+    for layers in alike.values():
+        names, layer = listed(layer.name for layer in layers), layers[0]
+        count = f" ({len(layers)})" if len(layers) > 1 else ""
+        skip = "may be skipped" if layer.droppable else "cannot be skipped"
+        say(f"\n{names}{count}: {layer.program or 'no graph'}, {skip}")
+        for branch in layer.branches:
             say(f"  {branch}")
-        if layers[0].axes:
-            console.print(_axes(layers[0]))
-        for note in dict.fromkeys(note for layer in layers for note in layer.notes):
+        if layer.axes:
+            console.print(_axes(layer))
+        for note in dict.fromkeys(layer.notes):
             say(f"- {note}")
     for note in report.notes:
         say(f"- {note}")

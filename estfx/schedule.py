@@ -83,15 +83,16 @@ class Schedule(Settings):
 
     error: ClassVar[type[EstfxError]] = ScheduleError
 
-    stages: Annotated[Sequence[Stage], AfterValidator(tuple)]
+    stages: Annotated[Sequence[Stage], AfterValidator(tuple)]  # in order of their starts; the first starts at step 0
     total_steps: Count | None = None  # optimizer steps of the run; the last stage ends there
-    policy: PolicyName = "random"
+    policy: PolicyName = "random"  # which units a draw keeps
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it, for hardware that likes multiples
-    skipped_layers: Literal["identity", "inverse_keep"] = "identity"
+    skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # what a kept layer adds while others are skipped
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all the same
     resample_every: Count = 1  # optimizer steps that train the same units and layers
     kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
-    always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()  # [0, -1]: the ends
+    # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
+    always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> Self:

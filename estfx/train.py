@@ -85,6 +85,7 @@ def train(
             if config.train.distribution == "fsdp":
                 shard(model, vars(model)[ATTRIBUTE].layers, arguments.device)
             run.write_made_with(made_with(model))
+            display.expect(plan, rows * config.data.seq_len, compiles)
             recorder = StepRecorder(run, display, plan, rows * config.data.seq_len)
             stops = StopsOnSignal()
             trainer = CheckpointingTrainer(
@@ -104,6 +105,7 @@ def train(
             checkpoint = None
             if resume:
                 checkpoint = _checkpoint(run, None if accept_changes else arguments.world_size, recorder)
+                display.restore(recorder.steps)
                 display.say(
                     f"going on from {checkpoint.name}" if checkpoint else "no checkpoint yet: from the beginning"
                 )

@@ -51,6 +51,7 @@ class StepRecorder(TrainerCallback):
     ) -> None:
         """Starts the clock."""
         self._learning_rate = kwargs["optimizer"].param_groups[0]["lr"]
+        self._display.begin(state.global_step)
         self._begun = _now()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -78,7 +79,7 @@ class StepRecorder(TrainerCallback):
                 **asdict(activity),
             }
         )
-        self._display.step(step, activity, record.loss, record.seconds)
+        self._display.step(step, activity, record.loss, record.seconds, self._learning_rate)
         self.steps.append(record)
         if not math.isfinite(record.loss):
             raise TrainingFailedError(
@@ -89,8 +90,7 @@ class StepRecorder(TrainerCallback):
         """Writes the held-out loss down."""
         loss = float(kwargs["metrics"]["eval_loss"])
         self._folder.write_metrics({"kind": "eval", "step": state.global_step, "held_out_loss": loss})
-        if state.global_step == 0:
-            self._display.say(f"held-out loss of the untrained model: {loss:.4f}")
+        self._display.held_out(state.global_step, loss)
 
 
 def _graphs_compiled() -> int:

@@ -1,15 +1,19 @@
 """What a training run comes to: held-out loss, FLOPs saved, and seconds per step by stage against the whole model."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from estfx.plan import Plan
-from estfx.train_recorder import StepRecord
+
+if TYPE_CHECKING:
+    from estfx.train_recorder import StepRecord
 
 __all__ = ["LEFT_OUT", "print_summary", "stage_seconds"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from estfx.verification import verify_kind
 __all__ = ["restore", "transform"]
 
 log = logging.getLogger(__name__)
+_STAYS_WHOLE = re.compile(r"stays? whole|always whole")  # in the notes of a report
 
 
 def transform(
@@ -49,6 +51,8 @@ def transform(
 
     Returns the model that it was given: same parameters, same `state_dict` keys, same class name. Call
     `model.set_step(step)` before each optimizer step; in eval mode the model is the original one, always whole.
+    Where the schedule asks for what the model has not got, that stays whole, and a line is logged: a warning if it was
+    asked for by itself, or is there and cannot be narrowed; else, as for a model without heads, one at level INFO.
 
     Args:
         model: any decoder of transformers, or any module of one's own.
@@ -126,8 +130,8 @@ def transform(
     model.__class__ = evolving_class(type(model))
     for name, reason in decoder.left.items():
         log.warning("layer `%s` runs as it is, always whole: %s", name, reason)
-    for line in missing(schedule, report):
-        log.warning(line)
+    for level, line in missing(schedule, report):
+        log.log(level, line)
     return model
 
 
@@ -162,16 +166,34 @@ def _require_something(model: nn.Module, report: Report) -> None:
     )
 
 
-def missing(schedule: Schedule, report: Report) -> list[str]:
-    """What the schedule asks for and the model has not got, in words."""
-    lines = []
+def missing(schedule: Schedule, report: Report) -> list[tuple[int, str]]:
+    """What the schedule asks for and the model has not got: a level of `logging` and words for each.
+
+    A warning, where something is lost: layers that cannot be skipped, heads or neurons of which the report says why
+    they stay whole, and what a stage narrows for its own sake, by another fraction than anything that is there. A model
+    that simply has no heads is no fault: a stage that narrows all it can by one fraction, as those of `Schedule.est`
+    do, narrows the rest of it, and one line for information says so.
+    """
     roles = {axis.role.split("_")[0] for layer in report.layers for axis in layer.axes}
     have = {
         "heads": bool(roles & {"heads", "channels"}),
         "neurons": "neurons" in roles,
         "layers": any(layer.droppable for layer in report.layers),
     }
-    for name, there in have.items():
-        if not there and any(getattr(stage, name) < 1 for stage in schedule.stages):
-            lines.append(f"the schedule narrows {name}, but none were found in `{report.model}`; they stay whole")
-    return lines
+    reasons = any(_STAYS_WHOLE.search(note) for layer in report.layers for note in layer.notes)
+    warnings, absent = [], []
+    for name in (name for name, there in have.items() if not there):
+        stages = [stage for stage in schedule.stages if getattr(stage, name) < 1]
+        meant = any(getattr(stage, name) not in {getattr(stage, n) for n in have if have[n]} for stage in stages)
+        if stages and (reasons or meant or name == "layers"):
+            line = f"the schedule narrows {name}, but none were found in `{report.model}`; they stay whole"
+            if name == "layers":
+                line = f"the schedule skips layers, but none of `{report.model}` can be skipped; they all run"
+            warnings.append((logging.WARNING, f"{line}. model.report says why."))
+        elif stages:
+            absent.append(name)
+    if absent:
+        warnings.append(
+            (logging.INFO, f"`{report.model}` has no {' and no '.join(absent)}; the schedule narrows the rest")
+        )
+    return warnings

@@ -1,6 +1,6 @@
 """One walk over a layer graph, in which every operator says how its dimensions hang together.
 
-A rule is a function registered for an ATen operator: it is given the walk, the node and the node's arguments, unifies
+A rule is a function registered for an operator: it is given the walk, the node and the node's arguments, unifies
 dimensions, and returns those of the result. A resizer, registered beside it, computes again the sizes that stand in
 the operator's arguments once axes are narrower. An operator without a rule pins everything that it touches.
 """
@@ -10,45 +10,21 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from estfx import tags
-from estfx.algebra import Algebra, Ref, extent_of
+from estfx.algebra import Algebra, Ref
 from estfx.axes import Axis, Dim
 from estfx.graphs import arguments, describe, has_tensor, nodes_within, sizes, tensor_of
 from estfx.linear_paths import leading_into_stream
 from estfx.memory import memory_of, writes
 from estfx.own_functions import is_own_function, is_pointwise_function
+from estfx.registration import FACTORIES, RESIZERS, RULES, Arguments, Dims, check_result, resizer, rule
 
-__all__ = ["RESIZERS", "RULES", "Arguments", "Dims", "Resize", "Walk", "resizer", "rule"]
-
-Dims = tuple[Ref, ...]
-Arguments = Mapping[str, Any]
-Rule = Callable[["Walk", Node, Arguments], "Dims | list[Dims]"]
-Resizer = Callable[["Resize", Node, Arguments], Mapping[str, Any]]
-F = TypeVar("F", bound=Callable[..., Any])
-
-RULES: dict[object, Rule] = {}
-RESIZERS: dict[object, Resizer] = {}
-FACTORIES: set[object] = set()  # operators whose result is born in them
-
-
-def _register(table: dict[object, Any], overloads: Iterable[object], function: F) -> F:
-    for overload in overloads:
-        assert overload not in table, f"two rules for {overload}"
-        table[overload] = function
-    return function
-
-
-def rule(*overloads: object) -> Callable[[F], F]:
-    return lambda function: _register(RULES, overloads, function)
-
-
-def resizer(*overloads: object) -> Callable[[F], F]:
-    return lambda function: _register(RESIZERS, overloads, function)
+__all__ = ["FACTORIES", "RESIZERS", "RULES", "Arguments", "Dims", "Resize", "Walk", "resizer", "rule"]
 
 
 @dataclass
@@ -76,21 +52,26 @@ class Walk:
     # -- for rules --------------------------------------------------------------------------------
 
     def of(self, node: Node) -> Dims:
+        """The dimensions of a value."""
         dims = self.dims[node]
         assert isinstance(dims, tuple), f"{node} is a list of tensors"
         return dims
 
     def fresh(self, size: int | torch.SymInt) -> Ref:
+        """A dimension that comes from nowhere else."""
         return self.algebra.fresh(size)
 
     def fresh_like(self, node: Node, value: torch.Tensor | None = None) -> Dims:
+        """Such dimensions, as many as the node's value has and of their sizes."""
         return tuple(self.fresh(size) for size in (tensor_of(node) if value is None else value).shape)
 
     def unify(self, node: Node, a: Ref, b: Ref) -> None:
+        """`a` and `b` are the same dimension, unit by unit; where that cannot be, both stay whole."""
         if not self.algebra.unify(a, b):
             self.pin(f"dimensions do not line up at {describe(node)}", a, b)
 
     def pin(self, reason: str, *refs: Ref) -> None:
+        """These dimensions stay whole, and why."""
         for ref in refs:
             self.algebra.pin(ref, reason)
 
@@ -134,6 +115,7 @@ class Walk:
             self.pin(f"sizes do not split at {describe(node)}", *before, *after)
 
     def cut(self, node: Node, ref: Ref, parts: Sequence[int]) -> list[Ref]:
+        """The parts of these sizes, in order, that a dimension is made of."""
         found = self.algebra.cut(ref, parts)
         if found is None:
             self.pin(reason := f"cut through the middle of a unit at {describe(node)}", ref)
@@ -191,12 +173,12 @@ class Walk:
             found = RULES[torch.ops.aten.add.Tensor]
         if found is None:
             return self.pin_all(node, f"no rule for the operator at {describe(node)}")
-        dims = found(self, node, arguments(node))
-        value = node.meta["val"]
-        for each, of in zip(dims, value, strict=True) if isinstance(dims, list) else [(dims, value)]:
-            got = tuple(map(self.algebra.size, each))
-            want = tuple(extent_of(size)[0] for size in of.shape) if isinstance(of, torch.Tensor) else ()
-            assert got == want, f"the rule for {describe(node)} gives {got}, the operator {want}"
+        try:
+            dims = found(self, node, arguments(node))
+        except Exception as error:
+            error.add_note(f"in the rule `{found.__name__}` of {found.__module__} for {describe(node)}")
+            raise
+        check_result(self.algebra, node, found, dims)
         return dims
 
     def _written(self, node: Node) -> bool:
@@ -271,6 +253,7 @@ class Resize:
         return self.axes.dims[self.born.get(node, node.name)]
 
     def changes(self, dim: Dim) -> bool:
+        """Whether the dimension becomes narrower."""
         return any(axis in self.kept for axis in dim.axes())
 
     def sizes(self, node: Node, old: Sequence[Any]) -> list[Any]:

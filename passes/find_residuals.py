@@ -78,7 +78,10 @@ def _why_not_passed_over(stream: Node, stop: Node, joins: tuple[tags.Join, ...])
     if stop is not stream and tensor_of(stream).ndim > 3:
         return f"it mixes several residual streams into each other: none is passed on ({describe(stop)})"
     if stop is not stream:
-        return f"its output does not lead back to its stream through residual joins: they end at {describe(stop)}"
+        return (
+            "its output is not x + f(x) of its input x: the skip connection, followed back from the output, ends at "
+            f"{describe(stop)} instead of at x"
+        )
     return "" if joins else "it has no residual join: its output is its stream, scaled at most"
 
 

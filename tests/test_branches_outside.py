@@ -95,7 +95,7 @@ OTHERWISE = {
 def test_what_is_not_only_added_always_runs(join: Join) -> None:
     model = evolving(Branches(join))
     assert not any(layer.droppable for layer in model.report.layers)
-    assert all("does not lead back to its stream" in note for layer in model.report.layers for note in layer.notes[:1])
+    assert all("is not x + f(x) of its input x" in note for layer in model.report.layers for note in layer.notes[:1])
 
 
 class WithCache(Branches):

@@ -187,7 +187,7 @@ def test_layers_are_named(tmp_path):
     assert found == ["stack.first layer", "stack.second-layer", "stack.3"]
     result = run("dump", f"{file}:make", "--stage", "1", "--layers", "stack.3", "--layers", "stack.second-layer")
     assert result.exit_code == 0, result.output
-    assert "2 layers (stack.second-layer … stack.3)" in result.stdout
+    assert "2 layers (stack.second-layer, stack.3)" in result.stdout
     assert_refused(run("inspect", f"{file}:make", "--layers", "h.*"), "layers='h.*' matches no module of `OddlyNamed`")
     assert_refused(run("inspect", f"{file}:make"), "no layers found in `OddlyNamed`")
 

@@ -256,17 +256,48 @@ def test_what_a_page_leaves_out_stays_left_out():
     assert elided(now, "# x\n…\n%c = 2   f16\n") == now
 
 
-def test_the_generated_pages_are_current():
+@pytest.fixture(scope="module")
+def generate():
+    """The script that makes pages of the reference."""
     spec = importlib.util.spec_from_file_location("generate_reference", ROOT / "docs" / "generate_reference.py")
-    generate = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
     try:
-        spec.loader.exec_module(generate)
+        spec.loader.exec_module(module)
     finally:
         sys.path[:] = path
+    return module
+
+
+def test_the_generated_pages_are_current(generate):
     for name, make in generate.PAGES.items():
         committed = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
         assert committed == make(), "run `python docs/generate_reference.py`"
+
+
+def undescribed(table):
+    """The keys of a table of settings that nothing is said about."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    assert rows
+    return [row[0].strip() for row in rows if not row[-1].strip()]
+
+
+def test_every_setting_says_what_it_is(generate):
+    page = generate.settings_page()
+    assert undescribed(page) == [], "a comment beside or above a field of settings is its description"
+    shown = set(generate.RUN.values()) | {Schedule, estfx.Stage, BenchSettings}
+    keys = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert len(keys) == sum(len(model.model_fields) for model in shown)
+
+
+def test_a_setting_without_a_comment_is_found(generate, tmp_path):
+    file = tmp_path / "odd_settings.py"
+    file.write_text("class Odd:\n    described: int = 1  # of something\n\n    bare: int = 2\n")
+    members = generate.griffe.load("odd_settings", search_paths=[tmp_path])["Odd"].members
+    about = {name: generate.comment_of(members[name]) for name in ("described", "bare")}
+    assert about == {"described": "of something", "bare": ""}
+    table = "\n".join(f"| `{name}` | whole number | `1` | {text} |" for name, text in about.items())
+    assert undescribed(table) == ["`bare`"]
 
 
 def test_every_public_name_is_in_the_reference():

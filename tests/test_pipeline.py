@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from hand_written import Layer, PreNorm, graph_of
+from hand_written import Layer, graph_of
 from torch.fx import GraphModule
 
 from estfx import switches, tags
@@ -171,16 +170,6 @@ def test_the_rules_are_verified_at_the_highest_level(
         with pytest.raises(VerifyError, match=r"every value has a shape: linear = linear\.default") as error:
             run_passes(gm, [Forgets()])
         assert error.value.__notes__ == ["in pass forgets on the graph of Layer"]
-
-
-def test_the_graph_is_written_after_every_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(switches, "DUMP", tmp_path / "graphs")
-    run_passes(graph_of(PreNorm()), analysis())
-    files = sorted((tmp_path / "graphs").iterdir())
-    assert [file.name for file in files] == [f"{i:03d}-PreNorm-{step.name()}.txt" for i, step in enumerate(analysis())]
-    assert all(file.read_text().startswith("graph PreNorm:\n    %stream = input") for file in files)
-    assert "neurons" not in files[-2].read_text()
-    assert "neurons" in files[-1].read_text()
 
 
 def test_passes_are_timed(gm: GraphModule, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -40,3 +41,31 @@ def test_layers_of_one_program_share_a_block(width):
 
 def test_without_notes_there_is_no_column_for_them():
     assert "note" not in printed(Report(model="Model", layers=[layer("h.0", "Block", axes=[HEADS])]), 80)
+
+
+def headers(report):
+    return [line for line in printed(report, 80).splitlines() if re.match(r"h\.\d", line)]
+
+
+def test_kinds_that_alternate_have_one_block_each():
+    layers = [layer(f"h.{i}", "Mixer" if i % 2 else "Block", axes=[HEADS], notes=["why"]) for i in range(12)]
+    report = Report(model="Model", layers=layers)
+    assert headers(report) == [
+        "h.0, 2, 4 … 10 (6): Block, may be skipped",
+        "h.1, 3, 5 … 11 (6): Mixer, may be skipped",
+    ]
+    assert printed(report, 80).count("- why") == 2
+
+
+def test_layers_of_a_kind_that_differ_are_told_apart():
+    layers = [layer(f"h.{i}", "Block", droppable=i != 3, notes=["it is odd"] if i in (2, 5) else ()) for i in range(8)]
+    layers += [layer(f"h.{i}", "", droppable=False, notes=[f"no graph for reason {i // 2}"]) for i in range(8, 12)]
+    report = Report(model="Model", layers=layers)
+    assert headers(report) == [
+        "h.0, 1, 4, 6, 7 (5): Block, may be skipped",
+        "h.2, 5 (2): Block, may be skipped",
+        "h.3: Block, cannot be skipped",
+        "h.8, 9 (2): no graph, cannot be skipped",
+        "h.10, 11 (2): no graph, cannot be skipped",
+    ]
+    assert "h.2, 5 (2): Block, may be skipped\n- it is odd\n" in printed(report, 80)

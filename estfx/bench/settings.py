@@ -29,13 +29,13 @@ REFERENCE = "compiled"  # times are given as ratios to its times in the same rou
 class BenchSettings(Settings):
     """One measurement."""
 
-    model: ModelSettings = ModelSettings()
+    model: ModelSettings = ModelSettings()  # as in a run
     batch_size: Count = 8  # sequences
     seq_len: Annotated[int, Field(ge=2, strict=True)] = 256  # tokens
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     dtype: Literal["float32", "bfloat16"] = "float32"  # of weights and activations
     keep: Fraction = 0.5  # of heads, neurons and layers in the stages that keep a part of them
-    arms: Annotated[Sequence[str], AfterValidator(tuple)] = tuple(ARMS)
+    arms: Annotated[Sequence[str], AfterValidator(tuple)] = tuple(ARMS)  # what is compared; one is `compiled`
     rounds: Count = 9  # in each of which every arm does one step
     warmup: Count = 3  # steps of every arm before that; the first ones compile
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0  # of weights, tokens and draws

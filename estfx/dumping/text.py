@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from estfx.dumping.stage_graphs import KindGraph, StageGraphs
+from estfx.layer_list import listed
 from estfx.printing import graph_diff, graph_text
 
 __all__ = ["diff", "header", "kind_header", "text"]
@@ -36,6 +37,5 @@ def kind_header(kind: KindGraph, graphs: StageGraphs) -> str:
     """A kind's layers, and what of them is kept."""
     shown = ", ".join(f"{role} {kept} of {size}" for role, (kept, size) in kind.roles.items())
     runs = f"{graphs.stage.layers:.0%} of them run" if kind.droppable else "all of them run"
-    several = len(kind.layers) > 1
-    layers = f"{len(kind.layers)} layers ({kind.layers[0]} … {kind.layers[-1]})" if several else kind.layers[0]
+    layers = f"{len(kind.layers)} layers ({listed(kind.layers)})" if len(kind.layers) > 1 else kind.layers[0]
     return f"# {kind.name}: {layers}, {runs}; {shown or 'whole'}"

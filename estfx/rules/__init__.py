@@ -1,4 +1,7 @@
-"""How ATen operators relate the dimensions of what they read and give, one file for each family of operators."""
+"""How operators relate the dimensions of what they read and give, one file for each family of ATen operators.
+
+`rule` and `resizer` register those of your own operators; `Walk` and `Resize` are what they are given.
+"""
 
 from estfx.rules import (
     attention,
@@ -12,8 +15,13 @@ from estfx.rules import (
     reductions,
     shapes,
 )
+from estfx.walk import Arguments, Dims, Resize, Walk, resizer, rule
 
 __all__ = [
+    "Arguments",
+    "Dims",
+    "Resize",
+    "Walk",
     "attention",
     "contractions",
     "convolutions",
@@ -23,5 +31,7 @@ __all__ = [
     "factories",
     "lookups",
     "reductions",
+    "resizer",
+    "rule",
     "shapes",
 ]

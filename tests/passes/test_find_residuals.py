@@ -174,7 +174,7 @@ def several_streams(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     return streams.sum(0)
 
 
-ENDS_AT = "its output does not lead back to its stream through residual joins: they end at "
+ENDS_AT = "its output is not x + f(x) of its input x: the skip connection, followed back from the output, ends at "
 REFUSED: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "no skip": (lambda m, x: m.f(m.norm(x)), ENDS_AT + "linear = linear.default"),
     "two streams of the same": (lambda m, x: m.f(x) + m.g(x), ENDS_AT + "add = add.Tensor"),

@@ -16,6 +16,7 @@ that is born in it, so that a write which is missing, or goes elsewhere, shows.
 from __future__ import annotations
 
 import operator
+import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def rules_of(family: Any) -> set[object]:
 
 
 def tables() -> set[str]:
-    return {f"estfx.rules.{name}" for name in estfx.rules.__all__}
+    """The files of rules."""
+    return {f"estfx.rules.{module.name}" for module in pkgutil.iter_modules(estfx.rules.__path__)}
 
 
 # -- from a function to a graph ----------------------------------------------------------------------------------------
