@@ -79,6 +79,16 @@ def test_a_saving_that_cannot_be_is_refused() -> None:
         schedule_saving(planned(constant), constant, 0.2)
 
 
+def test_a_schedule_is_made_for_a_saving() -> None:
+    schedule = Schedule.for_saving(build("llama_grouped"), 0.25, 3000, batch_size=2, seq_len=12)
+    assert schedule.total_steps == 3000
+    assert [(stage.heads, stage.layers) for stage in schedule.stages] == [(0.5, 0.5), (0.5, 1.0), (1.0, 1.0)]
+    found = planned(schedule)
+    assert 0.25 <= found.saving_model < 0.251 < found.saving_layers
+    with pytest.raises(ScheduleError, match=r"can save up to .* 90\.0% were asked for"):
+        Schedule.for_saving(build("llama_grouped"), 0.9, 3000)
+
+
 def test_hours_by_hand() -> None:
     assert peak_of("h100-pcie") == ("H100 PCIe", 756e12)
     assert hours(989e12 * 0.4 * 8 * 3600, 989e12, 0.4, 8) == pytest.approx(1)
