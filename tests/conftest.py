@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["ESTFX_VERIFY"] = "2"
@@ -20,6 +20,17 @@ torch.set_num_threads(1)  # the models are tiny, and several test processes shar
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _policies_are_put_back() -> Iterator[None]:
+    """What a test, or a block of the documentation, registers is no other test's to know."""
+    from estfx.draws import POLICIES
+
+    before = dict(POLICIES)
+    yield
+    POLICIES.clear()
+    POLICIES.update(before)
 
 
 GOLDEN = Path(__file__).parent / "golden"

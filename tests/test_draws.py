@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import estfx
-from estfx.draws import POLICIES, Draw, _smallest, draw_layers, draw_units
+from estfx.draws import Draw, _smallest, draw_layers, draw_units
 from estfx.errors import EstfxError
 from estfx.made_with import drawn_layers
 from estfx.schedule import Schedule, Stage
@@ -161,15 +161,7 @@ def test_a_hundred_layers_draw_fast():
     assert min(seconds() for _ in range(20)) < 0.005  # about 0.5 ms; loose, because the machine is shared
 
 
-@pytest.fixture
-def registered():
-    before = dict(POLICIES)
-    yield
-    POLICIES.clear()
-    POLICIES.update(before)
-
-
-def test_a_policy_of_ones_own_draws_what_a_model_trains(registered):
+def test_a_policy_of_ones_own_draws_what_a_model_trains():
     asked = []
 
     @estfx.selection_policy("last ones")
@@ -196,7 +188,7 @@ def test_a_policy_of_ones_own_draws_what_a_model_trains(registered):
         (np.array([[2, 2]]), "returned a row that does not rise"),
     ],
 )
-def test_refusal_of_units_that_cannot_be(registered, returned, message):
+def test_refusal_of_units_that_cannot_be(returned, message):
     estfx.selection_policy("bad")(lambda draw: returned)
     with pytest.raises(EstfxError) as caught:
         draw_units("bad", seed=0, step=9, role="heads", num_layers=1, size=4, kept=2)
@@ -204,7 +196,7 @@ def test_refusal_of_units_that_cannot_be(registered, returned, message):
     assert message in str(caught.value)
 
 
-def test_refusal_of_a_second_policy_of_a_name(registered):
+def test_refusal_of_a_second_policy_of_a_name():
     with pytest.raises(EstfxError, match="a selection policy 'random' already"):
         estfx.selection_policy("random")(lambda draw: None)
     estfx.selection_policy("window", replace=True)(lambda draw: np.array([[0]]))
