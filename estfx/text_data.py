@@ -97,12 +97,11 @@ def corpus_of(texts: Iterable[bytes], tokens: Tokens | None = None) -> Corpus:
     texts too few for that, the last twentieth of all tokens is held out. Raises EstfxError if there is no text.
     """
     tokens = tokens or Tokens()
-    different = {_digest(text): text for text in texts}
+    different = _different(texts)
     if not different:
         raise EstfxError("there is no text to train on; see data.source.")
-    digests = sorted(different)  # a fixed order that mixes the texts
-    held_out = [different[digest] for digest in digests if _is_held_out(digest)]
-    train = [different[digest] for digest in digests if not _is_held_out(digest)]
+    held_out = [text for digest, text in different.items() if _is_held_out(digest)]
+    train = [text for digest, text in different.items() if not _is_held_out(digest)]
     if held_out and train:
         return Corpus(tokens.of(train), tokens.of(held_out), len(different))
     stream = tokens.of(train or held_out)
@@ -112,13 +111,18 @@ def corpus_of(texts: Iterable[bytes], tokens: Tokens | None = None) -> Corpus:
 
 def held_out_of(texts: Iterable[bytes]) -> list[bytes]:
     """The texts that `corpus_of` holds out, in its order."""
-    different = {_digest(text): text for text in texts}
-    return [different[digest] for digest in sorted(different) if _is_held_out(digest)]
+    return [text for digest, text in _different(texts).items() if _is_held_out(digest)]
 
 
 def is_held_out(text: bytes) -> bool:
     """Whether a text is one of those that `corpus_of` holds out."""
     return _is_held_out(_digest(text))
+
+
+def _different(texts: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Each different text once, by its digest, whose order mixes the texts and is always the same."""
+    found = {_digest(text): text for text in texts}
+    return {digest: found[digest] for digest in sorted(found)}
 
 
 def _digest(text: bytes) -> bytes:
