@@ -37,12 +37,12 @@ class Agreement:
     every: int = 0  # never
     calls: int = 0
 
-    def is_due(self, new_stage: bool) -> bool:
+    def is_due(self, changed: bool) -> bool:
         """Whether to compare at this call. Counts it."""
         self.calls += 1
         if self.every == 0 or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return False
-        return new_stage or (self.calls - 1) % self.every == 0
+        return changed or (self.calls - 1) % self.every == 0
 
     def check(self, held: Mapping[str, object]) -> None:
         """Raises EstfxError on every rank if two of them hold something else; `held` has the same keys on all."""

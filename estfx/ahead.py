@@ -28,6 +28,10 @@ class Ahead(Generic[T]):
         self._begun = (os.getpid(), step + 1, _thread(os.getpid()).submit(self.make, step + 1))
         return made
 
+    def forget(self) -> None:
+        """What was begun is not to be used: what it depends on has changed."""
+        self._begun = None
+
 
 @cache
 def _thread(process: int) -> ThreadPoolExecutor:

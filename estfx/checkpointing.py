@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ from accelerate.utils import model_has_dtensor
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -31,15 +33,22 @@ class CheckpointingTrainer(Trainer):
     """Trainer, but a checkpoint is written aside and then renamed, the optimizer's state in safetensors.
 
     A model that is in shards (`estfx.fsdp.shard`) stays in them, on all kinds of devices; its checkpoints are whole.
+    `learning_rate` gives the factor on the peak rate at each step.
     """
 
-    def __init__(self, *args: Any, keep: int = 2, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, learning_rate: Callable[[int], float], keep: int = 2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._learning_rate = learning_rate
         self._keep = keep
         self._saving = False
         self._in_shards = model_has_dtensor(self.model)
         if self._in_shards:  # to be wrapped in nothing: only autocast is added
             self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
+        """The learning rates of the run's own rule."""
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self._learning_rate)
+        return self.lr_scheduler
 
     @property
     def folder(self) -> Path:

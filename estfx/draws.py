@@ -1,4 +1,5 @@
-"""Draws without state: what a step keeps is a pure function of the seed, the step, the role and the layer.
+"""Draws: what a step keeps is a pure function of the seed, the step, the role and the layer, and of scores, if a
+policy ranks units by them. Scores are learnt as the model trains, and are a part of its state: see `estfx.selection`.
 
 The generator is Philox, which is keyed and counter-based, read through `random_raw`, whose stream numpy keeps stable
 (its distributions may change between releases). So a draw needs no checkpoint and is the same on every rank.
@@ -10,13 +11,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from estfx.errors import EstfxError
 
-__all__ = ["POLICIES", "Draw", "Policy", "draw_layers", "draw_units", "selection_policy"]
+__all__ = ["POLICIES", "SCORES", "Draw", "Policy", "Scores", "draw_layers", "draw_units", "selection_policy"]
 
 _WORD = 2**64
 
@@ -31,6 +33,10 @@ class Draw:
     num_layers: int
     size: int
     kept: int  # more than 0, less than size
+    # of every unit, `[num_layers, size]`, the higher the better, infinite for one that never was at work; None, if the
+    # policy was registered without scores, or nothing was learnt of them yet
+    scores: NDArray[np.float64] | None = None
+    exploration: float = 0.0  # the share of the kept units that the schedule wants drawn at random
 
     def words(self, number: int) -> NDArray[np.uint64]:
         """That many random numbers, all of 64 bits alike: the same ones for the same seed, step, role and size."""
@@ -40,15 +46,24 @@ class Draw:
 
 Policy = Callable[[Draw], NDArray[np.int64]]
 
+Scores = Literal["weight", "weighted_gradient"]
+
 POLICIES: dict[str, Policy] = {}  # by the name that a schedule gives
+SCORES: dict[str, Scores] = {}  # by policy, what the units are scored by; none for one that asks for no scores
 
 
-def selection_policy(name: str, *, replace: bool = False) -> Callable[[Policy], Policy]:
+def selection_policy(
+    name: str, *, scores: Scores | None = None, replace: bool = False
+) -> Callable[[Policy], Policy]:
     """Registers a selection policy: `Schedule(policy=name)` then draws the units of every role by it.
 
     The function that is decorated takes a `Draw` and returns the kept units, int64 `[num_layers, kept]`, each row
     ascending and without repetition. It must be a pure function of the draw: it is called on every rank, ahead of its
     step and in another thread, again after a resume, and by `estfx report`. It is not called for what is kept whole.
+
+    With `scores` it finds a score of every unit in `draw.scores`, taken anew every `Schedule.refresh_every` steps and
+    at the beginning of each stage: the sum over the unit's weights of their magnitude (`"weight"`), or of
+    |weight · gradient|, as a running mean over the steps that trained the unit (`"weighted_gradient"`).
 
     Raises EstfxError if there is a policy of that name, unless `replace`.
     """
@@ -60,18 +75,30 @@ def selection_policy(name: str, *, replace: bool = False) -> Callable[[Policy], 
                 "or pass replace=True."
             )
         POLICIES[name] = policy
+        SCORES.pop(name, None)
+        if scores is not None:
+            SCORES[name] = scores
         return policy
 
     return register
 
 
 def draw_units(
-    policy: str, *, seed: int, step: int, role: str, num_layers: int, size: int, kept: int
+    policy: str,
+    *,
+    seed: int,
+    step: int,
+    role: str,
+    num_layers: int,
+    size: int,
+    kept: int,
+    scores: NDArray[np.float64] | None = None,
+    exploration: float = 0.0,
 ) -> NDArray[np.int64]:
     """Draws `kept` of `size` units for each of `num_layers` layers by the policy of that name.
 
     Returns indices `[num_layers, kept]`, each row ascending and without repetition. For the policies that estfx brings,
-    row i depends on (seed, step, role, i, size) alone, not on how many layers there are.
+    row i depends on (seed, step, role, i, size) and on its own scores alone, not on how many layers there are.
 
     Raises EstfxError if there is no such policy, or what it returns is no such array.
     """
@@ -81,9 +108,9 @@ def draw_units(
         raise EstfxError(f"there is no selection policy {policy!r}; there are {', '.join(POLICIES)}.")
     if kept == size:
         return np.tile(np.arange(size, dtype=np.int64), (num_layers, 1))
-    draw = Draw(seed, step, role, num_layers, size, kept)
+    draw = Draw(seed, step, role, num_layers, size, kept, scores, exploration)
     drawn = POLICIES[policy](draw)
-    if POLICIES[policy] not in (_random, _window):
+    if POLICIES[policy] not in (_random, _window, _highest):
         _check(policy, draw, drawn)
     return drawn
 
@@ -119,6 +146,19 @@ def _window(draw: Draw) -> NDArray[np.int64]:
     return offsets.astype(np.int64)[:, None] + np.arange(draw.kept, dtype=np.int64)
 
 
+@selection_policy("weight_magnitude", scores="weight")
+@selection_policy("weighted_gradient_magnitude", scores="weighted_gradient")
+def _highest(draw: Draw) -> NDArray[np.int64]:
+    """The units with the highest scores, but for the share of them that is drawn at random among the others."""
+    if draw.scores is None:
+        return _random(draw)
+    explored = round(draw.exploration * draw.kept)
+    order = np.argsort(-draw.scores, axis=1, kind="stable")
+    keys = _random_keys(draw).astype(np.int64)
+    np.put_along_axis(keys, order[:, : draw.kept - explored], -1, axis=1)
+    return _smallest(keys, draw.kept)
+
+
 def draw_layers(*, seed: int, step: int, num_layers: int, kept: int, always: Sequence[int] = ()) -> NDArray[np.bool_]:
     """Draws which layers run: booleans `[num_layers]`, exactly `kept` of them true, those in `always` among them."""
     runs = np.zeros(num_layers, dtype=np.bool_)
@@ -139,7 +179,7 @@ def _random_keys(draw: Draw) -> NDArray[np.uint32]:
     return keys.reshape(draw.num_layers, 2 * words_per_row)[:, : draw.size]
 
 
-def _smallest(keys: NDArray[np.uint32], kept: int) -> NDArray[np.int64]:
+def _smallest(keys: NDArray[np.uint32] | NDArray[np.int64], kept: int) -> NDArray[np.int64]:
     """The columns of the `kept` smallest keys of each row, ascending; of equal keys the first."""
     threshold = np.partition(keys, kept - 1, axis=1)[:, kept - 1 : kept]
     chosen = keys <= threshold

@@ -16,6 +16,7 @@ from estfx.fused_loss import deferred_logits, fused
 from estfx.report import Report
 from estfx.runtime import Runtime
 from estfx.schedule import Schedule, Stage
+from estfx.selection import Selection, watch
 from estfx.subnetwork import Subnetwork
 from estfx.trace import ATTRIBUTE
 from estfx.warmup import warm_up
@@ -31,6 +32,9 @@ class EvolvingModel:
     def set_step(self, step: int) -> None:
         """Puts the stage and the subnetwork of an optimizer step in force: a pure function of (schedule, seed, step).
 
+        For a policy that ranks units it is one of their scores too, which are learnt on the way: then set the steps in
+        their order, and have checkpoints hold `selection.state_dict()`.
+
         Call it once before each optimizer step; under gradient accumulation the subnetwork stays the same within one.
         Raises ScheduleError if the step is negative or no integer; with several processes of torch.distributed,
         EstfxError on all of them if they do not agree (see `check_ranks_every` of `transform`).
@@ -40,8 +44,10 @@ class EvolvingModel:
             layer.__dict__[ATTRIBUTE].look(layer)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
         before = self.stage_index
-        self._runtime.set_step(step, device)
-        if self._runtime.agreement.is_due(self.stage_index != before):
+        if self._runtime.selection.observes:
+            watch(cast("nn.Module", self))
+        ranked = self._runtime.set_step(step, device, cast("nn.Module", self))
+        if self._runtime.agreement.is_due(ranked or self.stage_index != before):
             self._runtime.agreement.check(held_by(self._runtime))
 
     def warmup(self, *args: Any, **kwargs: Any) -> None:
@@ -78,6 +84,11 @@ class EvolvingModel:
     def subnetwork(self) -> Subnetwork:
         """What is kept at the step in force. Raises EstfxError before the first `set_step`."""
         return self._runtime.subnetwork(self)  # type: ignore[arg-type]
+
+    @property
+    def selection(self) -> Selection:
+        """What the selection policy has learnt, if it ranks units: a state to be saved and loaded with the model's."""
+        return self._runtime.selection
 
     @property
     def report(self) -> Report:

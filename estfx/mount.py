@@ -147,7 +147,7 @@ class Mount:
             variant = call.kind.variant(signature, leaves, spec, layer)
             if key is not None:
                 call.kind.remember(key, variant)
-        program = self.runtime.program(call.kind, variant)
+        program = self.runtime.program(call.name, variant)
         weights = [known[path] if path in known else resolve(layer, path) for path in program.weights]
         indices = self.runtime.indices(call.name, program, device)
         traced = variant.traced

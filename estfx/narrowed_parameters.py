@@ -33,7 +33,7 @@ def narrowed_parameters(
                 f"layer `{layer}` was changed since transform, and was not called since. Call the model once; then "
                 "the parameters that a step narrows are known."
             )
-        program = variant.program(runtime.counts(kind), runtime.compiler)
+        program = variant.program(runtime.counts(layer), runtime.compiler)
         indices = program.indices({role: index.numpy()[None] for role, index in drawn.items()})
         by_input = dict(zip((g.placeholder for g in program.gathers), indices, strict=True))
         kept: dict[str, dict[int, set[int]]] = {path: {} for path in program.weights}
@@ -63,7 +63,7 @@ def numbers_left_out(model: nn.Module) -> int:
     for layer, kind in runtime.layers.items():
         module = model.get_submodule(runtime.paths[layer])
         variant = kind.of_structure(vars(module)[ATTRIBUTE].changed) or kind.first
-        program = variant.program(runtime.counts(kind), runtime.compiler)
+        program = variant.program(runtime.counts(layer), runtime.compiler)
         for path, at_work in program.numbers_at_work.items():
             parameter = resolve(module, path)
             if isinstance(parameter, nn.Parameter):

@@ -59,6 +59,14 @@ class Plan(BaseModel):
         moved = [stage.model_copy(update={"start": start, "stop": stop}) for stage, start, stop in places]
         return self.model_copy(update={"stages": moved})
 
+    def flops_until(self, num_steps: int) -> float:
+        """The FLOPs of the whole model's graph, forward and backward, in the first `num_steps` optimizer steps."""
+        return sum(
+            stage.flops_model * (min(num_steps, stage.stop) - stage.start)
+            for stage in self.stages
+            if num_steps > stage.start
+        )
+
     @property
     def saving_layers(self) -> float:
         """The fraction of the layers' training FLOPs that the schedule saves."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from estfx.narrowed_parameters import narrowed_parameters
 from estfx.programs import Counts, Program, Variant
 from estfx.report import Report
 from estfx.schedule import Schedule, Stage
+from estfx.selection import Selection
 from estfx.step_draw import StepDraw, draw_step, units_kept
 from estfx.subnetwork import Subnetwork
 
@@ -64,11 +65,12 @@ class Runtime:
     _forward_step: int | None = None  # of the last forward pass
     discards_caches: bool = False  # layers run without a KV cache that the model itself made
     _calls: dict[str, int] = field(default_factory=dict)  # made of each layer's module in this forward
-    _counts: dict[tuple[int, int], Counts] = field(default_factory=dict)  # by stage and kind; asked at every call
+    _layer_counts: dict[str, Counts] = field(default_factory=dict)  # of the step; asked at every call
 
     def __post_init__(self) -> None:
         self._drawn_layers = drawn_layers(drawn_of(self), self.paths)
         self._draws = Ahead(self._draw)
+        self.selection = Selection(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
@@ -76,6 +78,7 @@ class Runtime:
         twin.running, twin.drawn, twin._indices = dict(self.running), dict(self.drawn), dict(self._indices)
         twin._warned, twin._calls, twin.agreement = set(self._warned), dict(self._calls), copy.copy(self.agreement)
         twin._draws = Ahead(twin._draw)
+        twin.selection = self.selection.twin(twin)
         memo[id(self)] = twin
         return twin
 
@@ -92,18 +95,28 @@ class Runtime:
             return 1.0 / self.stage.layers
         return 1.0
 
-    def set_step(self, step: int, device: torch.device) -> None:
+    def set_step(self, step: int, device: torch.device, model: nn.Module | None = None) -> bool:
+        """Puts a step in force, of whose model a policy that ranks units learns. Returns whether it ranked them anew."""
         self.schedule.stage_at(step)  # or it is no step
         step = int(step)
         if step == self.step:
-            return
+            return False
+        ranked = model is not None and self.selection.before(step, model)
+        if ranked:
+            self._draws.forget()
         draw = self._draws.of(step)
         self.step, self.stage_index, self.running, self.drawn = step, draw.stage_index, draw.running, draw.units
-        self._indices, self._calls = {}, {}
+        self._indices, self._calls, self._layer_counts = {}, {}, {}
         self._send(device)
+        return ranked
 
     def _draw(self, step: int) -> StepDraw:
-        return draw_step(self.schedule, self.seed, self._drawn_layers, step)
+        return draw_step(self.schedule, self.seed, self._drawn_layers, step, self.selection.scores())
+
+    def forget_step(self) -> None:
+        """No step is in force any more; the next one is drawn anew."""
+        self.step = None
+        self._draws.forget()
 
     def run_all(self) -> None:
         """Has every layer run at the step in force, whatever was drawn."""
@@ -115,13 +128,15 @@ class Runtime:
 
     def put_in_force(self, before: tuple[Any, ...]) -> None:
         self.step, self.stage_index, self.running, self.drawn, self._indices = before
+        self._layer_counts = {}
 
-    def counts(self, kind: Kind) -> Counts:
-        """How many units of each role the stage in force keeps, whole ones left out."""
-        key = (self.stage_index, id(kind))
-        if key not in self._counts:
-            self._counts[key] = stage_counts(self.schedule, kind.first.roles, self.stage)
-        return self._counts[key]
+    def counts(self, layer: str) -> Counts:
+        """How many units of each role a layer keeps at the step in force, whole ones left out."""
+        if layer not in self._layer_counts:
+            drawn, roles = self.drawn[layer], self.layers[layer].first.roles.found
+            kept = ((role.name, len(drawn[role.name])) for role in roles if len(drawn[role.name]) < role.axis.size)
+            self._layer_counts[layer] = tuple(sorted(kept))
+        return self._layer_counts[layer]
 
     # -- what the mounts ask ----------------------------------------------------------------------
 
@@ -176,9 +191,9 @@ class Runtime:
         self.require_step()
         return self.running[name]
 
-    def program(self, kind: Kind, variant: Variant) -> Program:
+    def program(self, layer: str, variant: Variant) -> Program:
         self.require_step()
-        return variant.program(self.counts(kind), self.compiler)
+        return variant.program(self.counts(layer), self.compiler)
 
     def indices(self, name: str, program: Program, device: torch.device) -> list[torch.Tensor]:
         key = (name, id(program))
@@ -194,9 +209,7 @@ class Runtime:
         parts: list[np.ndarray] = []
         places: list[tuple[tuple[str, int], int, int]] = []
         position = 0
-        for kind in _unique(self.layers.values()):
-            names = [n for n, k in self.layers.items() if k is kind and self.running[n]]
-            counts = self.counts(kind)
+        for kind, counts, names in self._alike():
             variants = {id(variant): variant for variant in kind.all_variants()}  # one may serve several signatures
             programs = [variant.program(counts, self.compiler) for variant in variants.values()]
             for program in programs:
@@ -221,6 +234,16 @@ class Runtime:
         for key, start, length in places:
             self._indices.setdefault(key, []).append(buffer[start : start + length])
 
+    def _alike(self) -> Iterator[tuple[Kind, Counts, list[str]]]:
+        """For each kind and number of units kept, the layers that run."""
+        groups: dict[tuple[int, Counts], tuple[Kind, list[str]]] = {}
+        for name, kind in self.layers.items():
+            _, running = groups.setdefault((id(kind), self.counts(name)), (kind, []))
+            if self.running[name]:
+                running.append(name)
+        for (_, counts), (kind, running) in groups.items():
+            yield kind, counts, running
+
     def warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
@@ -237,7 +260,3 @@ class Runtime:
             if runs
         }
         return Subnetwork(self.step, dict(self.running), units, lambda: narrowed_parameters(self, model, units))
-
-
-def _unique(kinds: Iterable[Kind]) -> list[Kind]:
-    return list({id(kind): kind for kind in kinds}.values())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from estfx.draws import POLICIES
+from estfx.draws import POLICIES, SCORES
 from estfx.errors import EstfxError, ScheduleError
 from estfx.settings import Settings, nearest
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from estfx.layer_names import LayerPatterns
 
-__all__ = ["PolicyName", "Schedule", "Stage", "checked_step", "kept_count"]
+__all__ = ["Count", "Fraction", "PolicyName", "Schedule", "Share", "Stage", "checked_step", "kept_count"]
 
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -68,7 +69,11 @@ class Schedule(Settings):
     """The stages of a training run, from the first step to the last.
 
     `policy` says which units a draw keeps: `random` ones (EST), a `window`, one contiguous run of them, or what a
-    policy of one's own says (`estfx.selection_policy`).
+    policy of one's own says (`estfx.selection_policy`). Two rank units by a score and keep the best, in each layer, or
+    of all layers together (`ranking`, with three widths of layers): `weighted_gradient_magnitude` by the running mean of
+    |weight · gradient|, `weight_magnitude` by the weights. They rank anew every `refresh_every` optimizer steps and at
+    the beginning of each stage; the share `exploration` of what is kept is drawn at random among the other units, so
+    that those are trained and scored too. Until there is a score, as at the beginning, all are drawn at random.
 
     `draws` says whether each layer keeps units of its own, or all layers (of one size) the same ones; a draw serves
     `resample_every` optimizer steps. `kept_units` says whether sums over kept units are scaled by total / kept, which
@@ -88,6 +93,9 @@ class Schedule(Settings):
     policy: PolicyName = "random"  # which units a draw keeps
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it, for hardware that likes multiples
     skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # what a kept layer adds while others are skipped
+    ranking: Literal["per_layer", "global"] = "per_layer"  # of units, by policies that rank them
+    refresh_every: Count = 100  # optimizer steps after which they are ranked anew
+    exploration: Share = 0.1  # of the kept units, drawn at random among those that rank lower
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all the same
     resample_every: Count = 1  # optimizer steps that train the same units and layers
     kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
@@ -112,6 +120,19 @@ class Schedule(Settings):
                 f"stage {len(self.stages)} starts at step {last}, but the run ends after {self.total_steps} steps; "
                 "raise total_steps or leave the stage out."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_if_asked_to(self) -> Self:
+        if self.policy not in SCORES:
+            for name in ("ranking", "refresh_every", "exploration"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} is for policies that rank units ({', '.join(SCORES)}); the policy {self.policy} ranks "
+                        "none."
+                    )
+        elif self.ranking == "global" and self.draws == "shared":
+            raise ValueError("ranking=global gives layers widths of their own; with draws=shared all keep the same units.")
         return self
 
     @classmethod

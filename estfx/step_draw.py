@@ -1,8 +1,10 @@
-"""What a step trains: a pure function of the schedule, the seed, the step and what there is to draw in each layer."""
+"""What a step trains: a pure function of the schedule, the seed, the step, what there is to draw in each layer, and the
+scores of units, if the policy ranks them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,9 @@ from estfx.draws import draw_layers, draw_units
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.tags import fraction_of
 
-__all__ = ["DrawnLayer", "StepDraw", "draw_step", "units_kept"]
+__all__ = ["DrawnLayer", "StepDraw", "UnitScores", "draw_step", "units_kept", "widths"]
+
+UnitScores = Mapping[tuple[str, str], NDArray[np.float64]]  # of a module's units, by its path and role
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,13 @@ class StepDraw:
     units: dict[str, dict[str, NDArray[np.int64]]]  # layer → role → units, of skipped layers too
 
 
-def draw_step(schedule: Schedule, seed: int, layers: Mapping[str, DrawnLayer], step: int) -> StepDraw:
-    """Draws the layers, by name in the order of their calls, and the units of each."""
+def draw_step(
+    schedule: Schedule, seed: int, layers: Mapping[str, DrawnLayer], step: int, scores: UnitScores | None = None
+) -> StepDraw:
+    """Draws the layers, by name in the order of their calls, and the units of each.
+
+    `scores` are those of the units of all modules; without them a policy that ranks draws at random.
+    """
     stage_index, stage = schedule.stage_at(step)
     step -= step % schedule.resample_every  # the first of the steps that share a draw
     droppable = [name for name, layer in layers.items() if layer.droppable]
@@ -45,29 +54,91 @@ def draw_step(schedule: Schedule, seed: int, layers: Mapping[str, DrawnLayer], s
         runs = draw_layers(seed=seed, step=step, num_layers=len(droppable), kept=kept, always=always)
         running |= {name: bool(each) for name, each in zip(droppable, runs, strict=True)}
     drawn: dict[str, dict[str, NDArray[np.int64]]] = {name: {} for name in layers}
-    matrices: dict[tuple[str, int], NDArray[np.int64]] = {}
-    paths = dict.fromkeys(layer.path for layer in layers.values())
-    shared = schedule.draws == "shared"
-    rows = {path: 0 if shared else row for row, path in enumerate(paths)}  # units are a module's own
-    for name, layer in layers.items():
+    sizes: dict[tuple[str, int], dict[str, None]] = {}  # role and size → the modules that have it
+    for layer in layers.values():
         for role, size in layer.sizes.items():
-            key = (role, size)
-            if key not in matrices:
-                matrices[key] = draw_units(
-                    schedule.policy,
-                    seed=seed,
-                    step=step,
-                    role=role,
-                    num_layers=1 if shared else len(rows),
-                    size=size,
-                    kept=units_kept(schedule, stage, role, size),
-                )
-            drawn[name][role] = matrices[key][rows[layer.path]]
+            sizes.setdefault((role, size), {})[layer.path] = None
+    paths = list(dict.fromkeys(layer.path for layer in layers.values()))
+    for (role, size), having in sizes.items():
+        units = _units(schedule, seed, step, stage, role, size, paths, list(having), scores)
+        for name, layer in layers.items():
+            if layer.sizes.get(role) == size:
+                drawn[name][role] = units[layer.path]
     return StepDraw(stage_index, running, drawn)
 
 
+def _units(
+    schedule: Schedule,
+    seed: int,
+    step: int,
+    stage: Stage,
+    role: str,
+    size: int,
+    paths: Sequence[str],
+    having: Sequence[str],
+    scores: UnitScores | None,
+) -> dict[str, NDArray[np.int64]]:
+    """The units of a role and a size that each module keeps, of those in `having`.
+
+    Every module of the model has a row of its own in a draw, whether it has such units or not.
+    """
+    kept = units_kept(schedule, stage, role, size)
+    of_all = None if scores is None else np.stack([scores[path, role] for path in having])
+    shared = schedule.draws == "shared"
+    rows = {path: 0 if shared else row for row, path in enumerate(paths)}
+    scores_RN = None
+    if of_all is not None and shared:
+        scores_RN = of_all.mean(axis=0, keepdims=True)
+    elif of_all is not None:
+        scores_RN = np.zeros((len(paths), size))
+        scores_RN[[rows[path] for path in having]] = of_all
+    each = [kept] * len(having)
+    if of_all is not None and schedule.ranking == "global":
+        each = widths(of_all, kept, _multiple(schedule, role))
+    drawn = {
+        width: draw_units(
+            schedule.policy,
+            seed=seed,
+            step=step,
+            role=role,
+            num_layers=1 if shared else len(paths),
+            size=size,
+            kept=width,
+            scores=scores_RN,
+            exploration=schedule.exploration,
+        )
+        for width in set(each)
+    }
+    return {path: drawn[width][rows[path]] for path, width in zip(having, each, strict=True)}
+
+
+def widths(scores_LN: NDArray[np.float64], kept: int, multiple_of: int = 1) -> list[int]:
+    """How many units each of L layers keeps, if they are ranked together: `kept` on the average.
+
+    There are three widths, so that compilations stay few: `kept`, about half of it, and as much more. A layer is wide
+    if so many of its units are among the L · kept best of all that the wide one is nearer, and narrow likewise; as many
+    are wide as narrow, those with the most and the fewest, so that all together cost what equal ones do.
+    """
+    layers, size = scores_LN.shape
+    narrow = multiple_of * max(1, round(kept / 2 / multiple_of))
+    wide = min(size, 2 * kept - narrow)
+    narrow = 2 * kept - wide
+    if not 0 < narrow < kept:
+        return [kept] * layers
+    best = np.argsort(-scores_LN.ravel(), kind="stable")[: layers * kept]
+    wanted = np.bincount(best // size, minlength=layers)
+    pairs = min(np.count_nonzero(2 * wanted >= kept + wide), np.count_nonzero(2 * wanted <= kept + narrow))
+    order = np.argsort(-wanted, kind="stable")
+    each = np.full(layers, kept)
+    each[order[:pairs]] = wide
+    each[order[layers - pairs :]] = narrow
+    return [int(width) for width in each]
+
+
 def units_kept(schedule: Schedule, stage: Stage, role: str, size: int) -> int:
-    """How many of `size` units of a role a stage keeps in each layer that runs."""
-    fraction = fraction_of(role)
-    multiple = schedule.neurons_multiple_of if fraction == "neurons" else 1
-    return kept_count(size, getattr(stage, fraction), multiple)
+    """How many of `size` units of a role a stage keeps in each layer that runs, or on their average."""
+    return kept_count(size, getattr(stage, fraction_of(role)), _multiple(schedule, role))
+
+
+def _multiple(schedule: Schedule, role: str) -> int:
+    return schedule.neurons_multiple_of if fraction_of(role) == "neurons" else 1

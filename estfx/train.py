@@ -21,6 +21,7 @@ from estfx.documents import documents
 from estfx.errors import EstfxError
 from estfx.fsdp import shard
 from estfx.integrations.transformers import EvolvingCallback
+from estfx.learning_rate import LearningRate
 from estfx.made_with import differences, made_with
 from estfx.model_spec import build_model
 from estfx.progress import ProgressDisplay
@@ -86,6 +87,13 @@ def train(
                 shard(model, vars(model)[ATTRIBUTE].layers, arguments.device)
             run.write_made_with(made_with(model))
             display.expect(plan, rows * config.data.seq_len, compiles)
+            learning_rate = LearningRate(
+                plan,
+                warmup_steps=config.train.warmup_steps,
+                shape=config.train.learning_rate_shape,
+                falls_with=config.train.learning_rate_falls_with,
+                rewarm_steps=config.train.rewarm_steps,
+            )
             recorder = StepRecorder(run, display, plan, rows * config.data.seq_len)
             stops = StopsOnSignal()
             trainer = CheckpointingTrainer(
@@ -96,10 +104,15 @@ def train(
                 callbacks=[
                     recorder,
                     stops,
-                    EvolvingCallback(plan, accept_changes=accept_changes),
+                    EvolvingCallback(
+                        plan,
+                        reset_optimizer=config.train.optimizer_state == "reset",
+                        accept_changes=accept_changes,
+                    ),
                     *_trackers(config.train.report_to),  # after it, to be told its figures
                 ],
                 keep=config.train.keep_checkpoints,
+                learning_rate=learning_rate,
             )
             trainer.remove_callback(PrinterCallback)  # the display prints
             checkpoint = None
@@ -258,8 +271,6 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
         gradient_accumulation_steps=settings.accumulation,
         optim=settings.optimizer,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,

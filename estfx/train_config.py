@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from estfx.documents import STANDARD_LIBRARY
 from estfx.model_presets import small_options
 from estfx.model_spec import merged_options, model_types, parse_options
-from estfx.schedule import Count, Fraction, PolicyName, Schedule, Stage
+from estfx.schedule import Count, Fraction, PolicyName, Schedule, Share, Stage
 from estfx.settings import Settings, SettingsError, nearest
 from estfx.text_data import BYTES, tokens_of
 
@@ -48,8 +48,13 @@ class TrainSettings(Settings):
     batch_size: Count = 16  # blocks of a micro-batch, on each device
     accumulation: Count = 1  # micro-batches of an optimizer step
     optimizer: str = "adamw_torch_fused"  # as transformers' Trainer names them (its `optim`)
-    learning_rate: Positive = 6e-4  # peak; linear warm-up, then a cosine to 0
+    learning_rate: Positive = 6e-4  # peak, after a linear warm-up; it then falls to 0
+    # how it falls: along half a cosine, evenly, or (warmup_stable_decay) evenly in the last fifth alone
+    learning_rate_shape: Literal["cosine", "linear", "warmup_stable_decay"] = "cosine"
+    learning_rate_falls_with: Literal["steps", "flops"] = "steps"  # flops: more slowly while the stages are small
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 30  # optimizer steps, of a linear warm-up from 0
+    rewarm_steps: Annotated[int, Field(ge=0, strict=True)] = 0  # the same again at the beginning of each later stage
+    optimizer_state: Literal["kept", "reset"] = "kept"  # Adam's running means, at the beginning of each later stage
     weight_decay: NotNegative = 0.1  # of matrices; norms and biases have none
     adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95  # at 0.999 short runs spike after the warm-up
     max_grad_norm: Positive = 1.0  # to which gradients are clipped
@@ -90,7 +95,11 @@ class ScheduleSettings(Settings):
     preset: Literal["est", "constant", "dense"] | None = None  # est, unless stages are given; dense: always whole
     keep: Fraction | None = None  # of est and constant; 0.5 if not given
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None  # in place of a preset
-    policy: PolicyName = "random"  # how units are drawn; window: neighbours; or one of your own, registered in Python
+    # how units are drawn; window: neighbours; the best by weighted_gradient_magnitude or weight_magnitude; or your own
+    policy: PolicyName = "random"
+    ranking: Literal["per_layer", "global"] = "per_layer"  # of units, by policies that rank them
+    refresh_every: Count = 100  # optimizer steps after which they are ranked anew
+    exploration: Share = 0.1  # of the kept units, drawn at random among those that rank lower
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it
     skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # or the layers that run are scaled by 1/p
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all layers the same

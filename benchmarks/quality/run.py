@@ -161,7 +161,7 @@ def _result(run: Run, experiment: Experiment, config: RunConfig, model: Path, st
         "stages": stages,  # their seconds a step among it
         "made_with": json.loads((run.folder / "made_with.json").read_text()),
         "config": config.model_dump(mode="json"),
-        "text": json.loads((Path(config.data.tokenizer).parent / "manifest.json").read_text()),
+        "text": json.loads((Path(config.data.sources[0]).parent / "manifest.json").read_text()),
         "environment": json.loads((run.folder / "environment.json").read_text()),
     }
 

@@ -36,11 +36,20 @@ class EvolvingCallback(TrainerCallback, ExportableState):
     model would have spent more. Reporters that Trainer adds by itself run before its callbacks; to have them show
     these figures, use `report_to="none"` and `callbacks=[EvolvingCallback(), TensorBoardCallback()]`.
 
+    `reset_optimizer` forgets the optimizer's state (Adam's running means) at the beginning of each later stage.
+
     `accept_changes` resumes from a checkpoint that was made with another schedule, seed or other layers.
     """
 
-    def __init__(self, plan: Plan | Mapping[str, Any] | None = None, *, accept_changes: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan | Mapping[str, Any] | None = None,
+        *,
+        reset_optimizer: bool = False,
+        accept_changes: bool = False,
+    ) -> None:
         self._plan = Plan.model_validate(plan) if isinstance(plan, Mapping) else plan
+        self._reset_optimizer = reset_optimizer
         self._accept_changes = accept_changes
         self._tokens = 0  # on this rank, in the step so far
         self._counting: Any = None
@@ -51,7 +60,11 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         """What goes into a checkpoint's `trainer_state.json`."""
         plan = None if self._plan is None else self._plan.model_dump(mode="json")
         return {
-            "args": {"plan": plan, "accept_changes": self._accept_changes},
+            "args": {
+                "plan": plan,
+                "reset_optimizer": self._reset_optimizer,
+                "accept_changes": self._accept_changes,
+            },
             "attributes": {"made_with": self.made_with},
         }
 
@@ -78,7 +91,10 @@ class EvolvingCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Once per optimizer step, before its first micro-batch: picks the stage, draws the subnetwork."""
         self._tokens = 0
-        _evolving(kwargs["model"]).set_step(state.global_step)
+        model = _evolving(kwargs["model"])
+        model.set_step(state.global_step)
+        if self._reset_optimizer and state.global_step == model.stage.start > 0:
+            kwargs["optimizer"].state.clear()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,7 +122,7 @@ class EvolvingCallback(TrainerCallback, ExportableState):
             f"estfx/{name}": value for name, value in asdict(activity_of(_evolving(kwargs["model"]))).items()
         }
         if self._plan is not None:
-            spent = flops_until(self._plan, state.global_step)
+            spent = self._plan.flops_until(state.global_step)
             figures["estfx/flops"] = spent
             figures["estfx/flops_saved"] = 1 - spent / (self._plan.whole.flops_model * state.global_step)
         logs.update(figures)
@@ -148,15 +164,6 @@ def _warn_of_length(model: Any, max_steps: int) -> None:
         else f"its last stage goes on for {max_steps - total} steps more"
     )
     log.warning("Trainer runs for %d steps, the schedule is made for %d: %s", max_steps, total, what)
-
-
-def flops_until(plan: Plan, num_steps: int) -> float:
-    """The FLOPs of the whole model's graph, forward and backward, in the first `num_steps` optimizer steps."""
-    return sum(
-        stage.flops_model * (min(num_steps, stage.stop) - stage.start)
-        for stage in plan.stages
-        if num_steps > stage.start
-    )
 
 
 def _evolving(model: nn.Module) -> Any:

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import estfx
-from estfx.integrations.transformers import EvolvingCallback, flops_until
+from estfx.integrations.transformers import EvolvingCallback
 
 TOTAL_STEPS = 6
 
@@ -67,7 +67,7 @@ def test_the_logs_say_what_was_at_work(evolving, tmp_path):
     assert [log["estfx/layers"] for log in steps] == [1, 2, 2, 2, 2, 2]
     assert [log["estfx/heads"] for log in steps] == [1, 2, 2, 4, 4, 4]
     assert steps[0]["estfx/flops"] == plan.stages[0].flops_model
-    assert steps[-1]["estfx/flops"] == flops_until(plan, TOTAL_STEPS)
+    assert steps[-1]["estfx/flops"] == plan.flops_until(TOTAL_STEPS)
     assert steps[-1]["estfx/flops_saved"] == pytest.approx(plan.saving_model)
 
 

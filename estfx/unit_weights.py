@@ -1,0 +1,124 @@
+"""Which numbers of a layer's weights belong to each of its units, and what they come to unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from estfx import tags
+from estfx.axes import Axis, Dim
+from estfx.programs import Variant
+
+__all__ = ["Sums", "UnitWeight", "unit_weights"]
+
+
+@dataclass(frozen=True)
+class UnitWeight:
+    """A dimension of a weight that is made of units: the positions along it that belong to each."""
+
+    path: str  # of the weight, in the layer
+    dim: int
+    role: str
+    positions_UP: torch.Tensor  # int64, on the CPU
+    _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, compare=False)
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """`positions_UP` on a device."""
+        if device not in self._on:
+            self._on[device] = self.positions_UP.to(device)
+        return self._on[device]
+
+
+def unit_weights(variant: Variant) -> list[UnitWeight]:
+    """The weights of a kind's graph that have units, for every role that may be narrowed."""
+    interface = tags.get(variant.traced.graph, tags.Interface)
+    found = []
+    for placeholder, path in interface.weights:
+        for dim, made_of in enumerate(variant.axes.dims[placeholder]):
+            for role in variant.roles.found:
+                if role.axis in made_of.axes():
+                    found.append(UnitWeight(path, dim, role.name, _positions(made_of, role.axis)))
+    return found
+
+
+def _positions(dim: Dim, axis: Axis) -> torch.Tensor:
+    """The positions along a dimension that belong to one unit of an axis alone, for each unit."""
+    all_UP = dim.flat_index({axis: np.arange(axis.size, dtype=np.int64)[:, None]})
+    shared = np.bincount(all_UP.ravel(), minlength=dim.size) > 1  # by all units: terms without the axis
+    own = ~shared[all_UP[0]]
+    return torch.from_numpy(np.ascontiguousarray(all_UP[:, own]))
+
+
+class Sums:
+    """Sums of magnitudes over the numbers of each unit, laid out one after the other; of shards, over all of them."""
+
+    def __init__(self, layout: Mapping[tuple[str, str], int], device: torch.device) -> None:
+        self._device = device
+        self._whole: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in layout}
+        self._sizes = layout
+        self._parts: dict[object, dict[tuple[str, str], list[torch.Tensor]]] = {}  # by the mesh to be summed over
+
+    def add(self, key: tuple[str, str], weight: UnitWeight, *factors: torch.Tensor) -> None:
+        """Adds |the product of the factors|, tensors of the weight's shape, to the units of `key`."""
+        mesh, along, length = _placed(factors[0], weight.dim)
+        product = _local(factors[0])
+        for factor in factors[1:]:
+            product = product * _local(factor)
+        others = [dim for dim in range(product.dim()) if dim != weight.dim]
+        each = product.float().abs() if not others else torch.linalg.vector_norm(product.float(), 1, dim=others)
+        if along is not None:  # a shard of the dimension itself
+            padded = each.new_zeros(length)
+            padded[along : along + len(each)] = each
+            each = padded
+        sums_U = each[weight.positions(each.device)].sum(dim=1).to(self._device)
+        where = self._whole if mesh is None else self._parts.setdefault(mesh, {key: [] for key in self._whole})
+        where[key].append(sums_U)
+
+    def total(self) -> torch.Tensor:
+        """All units' sums, `[units]`. With shards, every rank must call it."""
+        total = self._flat(self._whole)
+        for mesh, parts in self._parts.items():
+            flat = self._flat(parts)
+            torch.distributed.all_reduce(flat, group=mesh)  # type: ignore[arg-type]
+            total = total + flat
+        return total
+
+    def _flat(self, sums: dict[tuple[str, str], list[torch.Tensor]]) -> torch.Tensor:
+        each = [
+            torch.stack(own).sum(dim=0) if own else torch.zeros(self._sizes[key], device=self._device)
+            for key, own in sums.items()
+        ]
+        return torch.cat(each) if each else torch.zeros(0, device=self._device)
+
+
+def _placed(tensor: torch.Tensor, dim: int) -> tuple[object | None, int | None, int]:
+    """Over which group of ranks the sums of a tensor's shards must be taken, and where this rank's shard of `dim` is."""
+    if not isinstance(tensor, DTensor):
+        return None, None, 0
+    sharded = [place for place, placement in enumerate(tensor.placements) if isinstance(placement, Shard)]
+    if len(sharded) != 1 or any(type(p) not in (Shard, Replicate) for p in tensor.placements):
+        return None, None, 0  # see _local
+    (place,) = sharded
+    group = tensor.device_mesh.get_group(place)
+    shard = tensor.placements[place]
+    assert isinstance(shard, Shard)
+    if shard.dim % tensor.dim() != dim:
+        return group, None, 0
+    ranks = tensor.device_mesh.size(place)
+    each = -(-tensor.shape[dim] // ranks)  # as torch.chunk cuts
+    start = min(each * tensor.device_mesh.get_local_rank(place), tensor.shape[dim])
+    return group, start, tensor.shape[dim]
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.to_local() if _placed(tensor, 0)[0] is not None or _replicated(tensor) else tensor.full_tensor()
+
+
+def _replicated(tensor: DTensor) -> bool:
+    return all(isinstance(placement, Replicate) for placement in tensor.placements)
