@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -35,7 +35,7 @@ class Draw:
     kept: int  # more than 0, less than size
     # of every unit, `[num_layers, size]`, the higher the better, infinite for one that never was at work; None, if the
     # policy was registered without scores, or nothing was learnt of them yet
-    scores: NDArray[np.float64] | None = None
+    scores: NDArray[np.float64] | None = field(default=None, compare=False)
     exploration: float = 0.0  # the share of the kept units that the schedule wants drawn at random
 
     def words(self, number: int) -> NDArray[np.uint64]:

@@ -12,7 +12,7 @@ from estfx.layer_costs import LayerCosts
 from estfx.layer_names import LayerPatterns
 from estfx.parameters_at_work import CallAtWork, parameters_at_work
 from estfx.programs import analysed
-from estfx.runtime import stage_counts
+from estfx.runtime import possible_counts, stage_counts
 from estfx.schedule import Schedule, Stage
 from estfx.trace import trace
 
@@ -148,7 +148,7 @@ def plan(
         stages=stages,
         whole=stage_plan(Stage(start=0), 0, schedule.total_steps),
         programs=sum(
-            len({stage_counts(schedule, variant.roles, stage) for stage in schedule.stages})
+            len({counts for stage in schedule.stages for counts in possible_counts(schedule, variant.roles, stage)})
             for variant in variants.values()
         ),
     )

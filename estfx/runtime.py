@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ from estfx.programs import Counts, Program, Variant
 from estfx.report import Report
 from estfx.schedule import Schedule, Stage
 from estfx.selection import Selection
-from estfx.step_draw import StepDraw, draw_step, units_kept
+from estfx.step_draw import StepDraw, draw_step, units_kept, widths_of_layers
 from estfx.subnetwork import Subnetwork
 
-__all__ = ["Runtime", "stage_counts"]
+__all__ = ["Runtime", "possible_counts", "stage_counts"]
 
 log = logging.getLogger(__name__)
 ALIGNMENT = 8  # index inputs start at multiples of 64 bytes in the one buffer that travels to the device
@@ -39,6 +40,16 @@ def stage_counts(schedule: Schedule, roles: tags.Roles, stage: Stage) -> Counts:
     """How many units of each role a stage keeps, whole ones left out."""
     counts = ((role, units_kept(schedule, stage, role.name, role.axis.size)) for role in roles.found)
     return tuple(sorted((role.name, count) for role, count in counts if count < role.axis.size))
+
+
+def possible_counts(schedule: Schedule, roles: tags.Roles, stage: Stage) -> set[Counts]:
+    """How many units of each role layers may keep in a stage, which differs if layers are ranked together."""
+    names = [role.name for role in roles.found]
+    sizes = {role.name: role.axis.size for role in roles.found}
+    each = product(*(widths_of_layers(schedule, stage, name, sizes[name]) for name in names))
+    return {
+        tuple(sorted((n, w) for n, w in zip(names, widths, strict=True) if w < sizes[n])) for widths in each
+    }
 
 
 @dataclass
@@ -118,9 +129,26 @@ class Runtime:
         self.step = None
         self._draws.forget()
 
-    def run_all(self) -> None:
-        """Has every layer run at the step in force, whatever was drawn."""
-        self.running = dict.fromkeys(self.layers, True)
+    def run_all(self, drawn: dict[str, dict[str, np.ndarray]]) -> None:
+        """Has every layer run with these units, by layer and role, whatever was drawn for the step in force."""
+        self.running, self.drawn = dict.fromkeys(self.layers, True), drawn
+        self._indices, self._layer_counts = {}, {}
+
+    def widths_of_stage(self) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+        """Units for all layers, once in each of the widths that they may have in the stage in force."""
+        if self.schedule.ranking != "global":
+            yield self.drawn
+            return
+        roles = {(role, size) for layer in self._drawn_layers.values() for role, size in layer.sizes.items()}
+        choices = {
+            (role, size): widths_of_layers(self.schedule, self.stage, role, size) for role, size in sorted(roles)
+        }
+        for each in product(*choices.values()):
+            widths = dict(zip(choices, each, strict=True))
+            yield {
+                name: {role: np.arange(widths[role, size]) for role, size in layer.sizes.items()}
+                for name, layer in self._drawn_layers.items()
+            }
 
     def in_force(self) -> tuple[Any, ...]:
         """The step and what was drawn for it, to be put in force again."""

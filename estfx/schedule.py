@@ -76,7 +76,8 @@ class Schedule(Settings):
     that those are trained and scored too. Until there is a score, as at the beginning, all are drawn at random.
 
     `draws` says whether each layer keeps units of its own, or all layers (of one size) the same ones; a draw serves
-    `resample_every` optimizer steps. `kept_units` says whether sums over kept units are scaled by total / kept, which
+    `resample_every` optimizer steps. With `never` one draw serves the whole run: by `random`, a later stage keeps what an
+    earlier one kept, and more, so that a part is trained that grows. `kept_units` says whether sums over kept units are scaled by total / kept, which
     EST calls crucial, or taken as they are. Layers in `always_run`, counted among those that can be skipped and, if
     negative, from the last, are never skipped; the others are then skipped more often, as the number of layers that
     run stays what the stage says.
@@ -97,7 +98,7 @@ class Schedule(Settings):
     refresh_every: Count = 100  # optimizer steps after which they are ranked anew
     exploration: Share = 0.1  # of the kept units, drawn at random among those that rank lower
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all the same
-    resample_every: Count = 1  # optimizer steps that train the same units and layers
+    resample_every: Count | Literal["never"] = 1  # optimizer steps that train the same units and layers
     kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
     # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
@@ -262,6 +263,10 @@ class Schedule(Settings):
                     f"{num_layers - 1}, or from the last {-num_layers} to -1."
                 )
         return tuple(sorted({index % num_layers for index in self.always_run})) if num_layers else ()
+
+    def drawn_at(self, step: int) -> int:
+        """The first of the steps that share the draw of `step`."""
+        return 0 if self.resample_every == "never" else step - step % self.resample_every
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
         """Returns the index (from 0) of the stage in force at `step`, and the stage.

@@ -14,7 +14,7 @@ from estfx.draws import draw_layers, draw_units
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.tags import fraction_of
 
-__all__ = ["DrawnLayer", "StepDraw", "UnitScores", "draw_step", "units_kept", "widths"]
+__all__ = ["DrawnLayer", "StepDraw", "UnitScores", "draw_step", "units_kept", "widths", "widths_of_layers"]
 
 UnitScores = Mapping[tuple[str, str], NDArray[np.float64]]  # of a module's units, by its path and role
 
@@ -45,7 +45,7 @@ def draw_step(
     `scores` are those of the units of all modules; without them a policy that ranks draws at random.
     """
     stage_index, stage = schedule.stage_at(step)
-    step -= step % schedule.resample_every  # the first of the steps that share a draw
+    step = schedule.drawn_at(step)
     droppable = [name for name, layer in layers.items() if layer.droppable]
     running = dict.fromkeys(layers, True)
     if droppable:
@@ -105,7 +105,7 @@ def _units(
             size=size,
             kept=width,
             scores=scores_RN,
-            exploration=schedule.exploration,
+            exploration=0.0 if scores_RN is None else schedule.exploration,
         )
         for width in set(each)
     }
@@ -120,10 +120,8 @@ def widths(scores_LN: NDArray[np.float64], kept: int, multiple_of: int = 1) -> l
     are wide as narrow, those with the most and the fewest, so that all together cost what equal ones do.
     """
     layers, size = scores_LN.shape
-    narrow = multiple_of * max(1, round(kept / 2 / multiple_of))
-    wide = min(size, 2 * kept - narrow)
-    narrow = 2 * kept - wide
-    if not 0 < narrow < kept:
+    narrow, _, wide = _width_choices(size, kept, multiple_of)
+    if narrow == kept:
         return [kept] * layers
     best = np.argsort(-scores_LN.ravel(), kind="stable")[: layers * kept]
     wanted = np.bincount(best // size, minlength=layers)
@@ -135,10 +133,26 @@ def widths(scores_LN: NDArray[np.float64], kept: int, multiple_of: int = 1) -> l
     return [int(width) for width in each]
 
 
+def _width_choices(size: int, kept: int, multiple_of: int = 1) -> tuple[int, int, int]:
+    """The narrow, the middle and the wide one of layers that keep `kept` of `size` units on their average."""
+    narrow = multiple_of * max(1, round(kept / 2 / multiple_of))
+    wide = min(size, 2 * kept - narrow)
+    narrow = 2 * kept - wide
+    return (narrow, kept, wide) if 0 < narrow < kept else (kept, kept, kept)
+
+
 def units_kept(schedule: Schedule, stage: Stage, role: str, size: int) -> int:
     """How many of `size` units of a role a stage keeps in each layer that runs, or on their average."""
     return kept_count(size, getattr(stage, fraction_of(role)), _multiple(schedule, role))
 
 
+def widths_of_layers(schedule: Schedule, stage: Stage, role: str, size: int) -> tuple[int, ...]:
+    """How many units of a role the layers may keep in a stage, in ascending order: one number, or three."""
+    kept = units_kept(schedule, stage, role, size)
+    choices = _width_choices(size, kept, _multiple(schedule, role)) if schedule.ranking == "global" else (kept,)
+    return tuple(sorted(set(choices)))
+
+
 def _multiple(schedule: Schedule, role: str) -> int:
+    """Of what number the kept units of a role are a multiple."""
     return schedule.neurons_multiple_of if fraction_of(role) == "neurons" else 1

@@ -103,7 +103,7 @@ class ScheduleSettings(Settings):
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it
     skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # or the layers that run are scaled by 1/p
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all layers the same
-    resample_every: Count = 1  # optimizer steps that train the same units and layers
+    resample_every: Count | Literal["never"] = 1  # optimizer steps that train the same units and layers
     kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
     # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()

@@ -27,12 +27,13 @@ def warm_up(model: nn.Module, runtime: Runtime, args: tuple[Any, ...], kwargs: d
         for stage in runtime.schedule.stages:
             runtime.step = None  # so that the step is drawn anew, whatever was in force
             runtime.set_step(stage.start, next(iter(devices)))
-            runtime.run_all()
-            result = model(*args, **kwargs)
-            loss = getattr(result, "loss", None)
-            values = [loss] if loss is not None else pytree.tree_leaves(result)
-            values = [x for x in values if isinstance(x, torch.Tensor) and x.requires_grad]
-            torch.autograd.grad([x.sum() for x in values], learning, allow_unused=True)
+            for drawn in runtime.widths_of_stage():
+                runtime.run_all(drawn)
+                result = model(*args, **kwargs)
+                loss = getattr(result, "loss", None)
+                values = [loss] if loss is not None else pytree.tree_leaves(result)
+                values = [x for x in values if isinstance(x, torch.Tensor) and x.requires_grad]
+                torch.autograd.grad([x.sum() for x in values], learning, allow_unused=True)
 
 
 @contextmanager

@@ -115,6 +115,30 @@ def test_losses_are_those_of_a_single_process(way: Any, accumulation: int, no_sy
         assert theirs_drawn == drawn
 
 
+RANKING = SCHEDULE.model_copy(update={"policy": "weighted_gradient_magnitude", "refresh_every": 2})
+
+
+def ranked(way: str) -> Any:
+    """What is drawn, and what is learnt of units, with the schedule that ranks them."""
+    model = evolving(schedule=RANKING)
+    if way == "fsdp":
+        model = sharded(model)
+    outer = DistributedDataParallel(model, find_unused_parameters=True) if way == "ddp" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    _, drawn = train(model, outer, steps=range(9), optimizer=optimizer)
+    state = model.selection.state_dict()
+    return drawn, state["mean"].tolist(), state["scores"].tolist()
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_units_are_ranked_as_by_a_single_process(way: str) -> None:
+    drawn, means, scores = ranked("alone")
+    for their_drawn, their_means, their_scores in on_ranks(ranked, way):
+        assert their_drawn == drawn
+        assert their_means == pytest.approx(means, rel=1e-3, abs=1e-4)
+        assert their_scores == pytest.approx(scores, rel=1e-3, abs=1e-4)
+
+
 def fsdp_in_other_ways() -> dict[str, Any]:
     found = {}
     model = estfx.transform(sharded(build("llama_grouped", num_hidden_layers=4)), SCHEDULE, compile=False)

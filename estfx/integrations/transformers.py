@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import safetensors.torch
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
@@ -19,6 +22,7 @@ from estfx.errors import EstfxError
 from estfx.made_with import differences, made_with
 from estfx.narrowed_parameters import numbers_left_out
 from estfx.plan import Plan
+from estfx.selection import Selection
 
 __all__ = ["EvolvingCallback"]
 
@@ -29,7 +33,8 @@ class EvolvingCallback(TrainerCallback, ExportableState):
     """Tells the model which step it is at, and writes what is at work into Trainer's logs under `estfx/…`.
 
     The step is Trainer's own, so a resumed run draws what the uninterrupted one would have drawn. Checkpoints say in
-    `trainer_state.json` with which schedule, seed and layers they were made; to resume with others is refused.
+    `trainer_state.json` with which schedule, seed and layers they were made; to resume with others is refused. The
+    scores of a selection policy that ranks units are there too, and are loaded from there.
     `total_flos` counts the parameters that were at work.
 
     With a `plan` (see `estfx.plan`) the logs carry FLOPs too: those spent since step 0, and the share that the whole
@@ -55,17 +60,19 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         self._counting: Any = None
         self._compared = False  # the gradients of all ranks
         self.made_with: dict[str, Any] | None = None  # what the model in training is made with
+        self._selection: Selection | None = None  # what its policy has learnt
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint's `trainer_state.json`."""
         plan = None if self._plan is None else self._plan.model_dump(mode="json")
+        learnt = {} if self._selection is None else self._selection.state_dict()
         return {
             "args": {
                 "plan": plan,
                 "reset_optimizer": self._reset_optimizer,
                 "accept_changes": self._accept_changes,
             },
-            "attributes": {"made_with": self.made_with},
+            "attributes": {"made_with": self.made_with, "selection": _as_text(learnt) if learnt else None},
         }
 
     def on_train_begin(
@@ -79,8 +86,12 @@ class EvolvingCallback(TrainerCallback, ExportableState):
                 "you give it to Trainer."
             )
         self.made_with = made_with(model)
-        if state.global_step > 0 and not self._accept_changes:
-            _refuse_another(state, self.made_with)
+        self._selection = model.selection
+        if state.global_step > 0:
+            stored = _stored(state)
+            if not self._accept_changes:
+                _refuse_another(state.global_step, stored, self.made_with)
+            _load_selection(state.global_step, stored, model.selection, self._accept_changes)
         _warn_of_length(model, state.max_steps)
         self._compared = False
         self._stop_counting()
@@ -139,17 +150,48 @@ class EvolvingCallback(TrainerCallback, ExportableState):
             self._counting = None
 
 
-def _refuse_another(state: TrainerState, now: Mapping[str, Any]) -> None:
-    """Raises EstfxError if a checkpoint was made with something else than the model is."""
+def _stored(state: TrainerState) -> dict[str, Any]:
+    """What the callback of a checkpoint's run wrote into it."""
     callbacks: Any = state.stateful_callbacks or {}
     stored = callbacks.get(EvolvingCallback.__name__)
-    for each in stored if isinstance(stored, list) else [stored]:
-        before = ((each or {}).get("attributes") or {}).get("made_with")
-        if before is not None and (lines := differences(before, now)):
+    each = stored[0] if isinstance(stored, list) and stored else stored
+    return dict((each or {}).get("attributes") or {})
+
+
+def _refuse_another(step: int, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises EstfxError if a checkpoint was made with something else than the model is."""
+    before = stored.get("made_with")
+    if before is not None and (lines := differences(before, now)):
+        raise EstfxError(
+            f"the checkpoint of step {step} was made with something else: {'; '.join(lines)}. "
+            "Transform the model as it was, or pass EvolvingCallback(accept_changes=True)."
+        )
+
+
+def _load_selection(step: int, stored: Mapping[str, Any], selection: Selection, accept_changes: bool) -> None:
+    """Loads the scores of units. Raises EstfxError if the model needs some and the checkpoint has none, or others."""
+    text = stored.get("selection")
+    try:
+        selection.load_state_dict({} if text is None else _from_text(text))
+    except EstfxError as error:
+        if not accept_changes:
             raise EstfxError(
-                f"the checkpoint of step {state.global_step} was made with something else: {'; '.join(lines)}. "
-                "Transform the model as it was, or pass EvolvingCallback(accept_changes=True)."
-            )
+                f"the checkpoint of step {step} cannot be gone on from: {error} Or pass "
+                "EvolvingCallback(accept_changes=True), to have the scores learnt anew."
+            ) from None
+
+
+def _as_text(state: Mapping[str, Any]) -> str:
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    rest = {name: json.dumps(value) for name, value in state.items() if name not in tensors}
+    return base64.b64encode(safetensors.torch.save(tensors, rest)).decode()
+
+
+def _from_text(text: str) -> dict[str, Any]:
+    data = base64.b64decode(text)
+    length = int.from_bytes(data[:8], "little")  # of the header, as safetensors has it
+    rest = json.loads(data[8 : 8 + length])["__metadata__"]
+    return {**safetensors.torch.load(data), **{name: json.loads(value) for name, value in rest.items()}}
 
 
 def _warn_of_length(model: Any, max_steps: int) -> None:

@@ -76,6 +76,16 @@ def trainer_of(model: nn.Module, folder: Path, *callbacks: TrainerCallback, rows
     )
 
 
+class StopsAt(TrainerCallback):
+    """As a run that is killed: its learning rates are those of the whole."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step == self.step
+
+
 def losses(trainer: Trainer) -> list[float]:
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
@@ -160,12 +170,8 @@ def test_a_resumed_run_ends_with_the_same_weights(at: int, tmp_path: Path) -> No
     whole = trainer_of(evolving(**dropout), tmp_path / "whole", EvolvingCallback(plan))
     whole.train()
 
-    class Stops(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = state.global_step == at
-
     saving = {"save_strategy": "steps", "save_steps": at}
-    trainer_of(evolving(**dropout), tmp_path / "run", Stops(), EvolvingCallback(plan), **saving).train()
+    trainer_of(evolving(**dropout), tmp_path / "run", StopsAt(at), EvolvingCallback(plan), **saving).train()
     torch.manual_seed(77)
     resumed = trainer_of(evolving(**dropout), tmp_path / "run", EvolvingCallback(plan), **saving)
     resumed.train(resume_from_checkpoint=True)
@@ -175,6 +181,40 @@ def test_a_resumed_run_ends_with_the_same_weights(at: int, tmp_path: Path) -> No
     assert resumed.state.total_flos == whole.state.total_flos
     both = [[log for log in each.state.log_history if "loss" in log] for each in (whole, resumed)]
     assert [log["estfx/flops"] for log in both[0]] == [log["estfx/flops"] for log in both[1]]
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_resumed_run_ranks_units_as_it_would_have(at: int, tmp_path: Path) -> None:
+    ranking = SCHEDULE.model_copy(update={"policy": "weighted_gradient_magnitude", "refresh_every": 3})
+    whole = trainer_of(evolving(ranking), tmp_path / "whole")
+    whole.train()
+    saving = {"save_strategy": "steps", "save_steps": at}
+    trainer_of(evolving(ranking), tmp_path / "run", StopsAt(at), **saving).train()
+    resumed = trainer_of(evolving(ranking), tmp_path / "run", **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{at}"))
+    assert weights(resumed.model).keys() == weights(whole.model).keys()
+    want, got = whole.model.selection.state_dict(), resumed.model.selection.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(want[name], got[name]) for name in ("mean", "count", "scores"))
+    state = tmp_path / "run" / f"checkpoint-{at}" / "trainer_state.json"
+    stored = json.loads(state.read_text())
+    stored["stateful_callbacks"]["EvolvingCallback"]["attributes"]["selection"] = None
+    state.write_text(json.dumps(stored))
+    with pytest.raises(estfx.EstfxError, match=f"checkpoint of step {at} cannot be gone on from: .*ranks nothing"):
+        trainer_of(evolving(ranking), tmp_path / "run").train(resume_from_checkpoint=str(state.parent))
+    accepting = trainer_of(evolving(ranking), tmp_path / "run", EvolvingCallback(accept_changes=True))
+    accepting.train(resume_from_checkpoint=str(state.parent))
+
+
+def test_the_optimizer_forgets_at_the_beginning_of_a_stage(tmp_path: Path) -> None:
+    ages: list[float] = []
+
+    class Looks(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            steps = [each["step"] for each in kwargs["optimizer"].state.values()]
+            ages.append(float(max(steps)))
+
+    trainer_of(evolving(), tmp_path, EvolvingCallback(reset_optimizer=True), Looks()).train()
+    assert ages == [1, 2, 3, 1, 2, 3, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
