@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from estfx.draws import SCORES
 from estfx.errors import EstfxError
 from estfx.made_with import drawn_layers
 from estfx.run_report.runs import Run
@@ -45,11 +46,13 @@ class TrainedUnits:
     share_of_layers: Floats  # [layers], over all counted steps
     roles: tuple[RoleMap, ...]
     differing: int  # counted steps whose stage or layers were noted otherwise while they ran
+    ranked: bool = False  # units were chosen by scores that the folder does not hold: there are no roles then
 
     @property
     def everything(self) -> bool:
         """Whether every step trained all there is."""
-        return bool((self.share_of_layers == 1).all()) and all(role.least == 1 for role in self.roles)
+        units = not self.ranked and all(role.least == 1 for role in self.roles)
+        return units and bool((self.share_of_layers == 1).all())
 
 
 def trained_units(run: Run) -> TrainedUnits | None:
@@ -68,7 +71,9 @@ def _count(run: Run, layers: dict[str, DrawnLayer], seed: int) -> TrainedUnits:
     done = run.steps.step
     places = np.unique(np.linspace(0, len(done) - 1, min(SAMPLED, len(done))).round().astype(np.int64))
     ran = np.zeros((len(layers), len(places)))
-    counts = {(name, role): np.zeros(size) for name, layer in layers.items() for role, size in layer.sizes.items()}
+    ranked = run.schedule.policy in SCORES and not run.dense
+    sizes = {(name, role): size for name, layer in layers.items() for role, size in layer.sizes.items()}
+    counts = {key: np.zeros(size) for key, size in sizes.items() if not ranked}
     differing = 0
     for column, place in enumerate(places):
         draw = draw_step(run.schedule, seed, layers, int(done[place]))
@@ -91,6 +96,7 @@ def _count(run: Run, layers: dict[str, DrawnLayer], seed: int) -> TrainedUnits:
         share_of_layers=ran.mean(axis=1),
         roles=tuple(_role_map(role, {name: each for (name, r), each in shares.items() if r == role}) for role in roles),
         differing=differing,
+        ranked=ranked,
     )
 
 
