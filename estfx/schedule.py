@@ -169,15 +169,21 @@ class Schedule(Settings):
         cls,
         total_steps: int,
         *,
-        heads: float = 0.5,
-        neurons: float = 0.5,
-        layers: float = 0.5,
+        heads: float = 0.25,
+        neurons: float = 0.25,
+        layers: float = 1.0,
         curve: Literal["linear", "cosine", "cubic"] = "linear",
-        num_stages: int = 4,
+        num_stages: int = 1,
         whole_until: float = 0.0,
-        whole_from: float = 7 / 15,
+        whole_from: float = 0.35,
+        resample_every: int | Literal["never"] = "never",
+        kept_units: Literal["scaled", "as_is"] = "as_is",
     ) -> Self:
-        """Parts that grow little by little from the fractions given here to the whole model.
+        """A part that grows from the fractions given here to the whole model; by default it is drawn once.
+
+        So a small network is trained, which becomes a larger one: units and layers that join have the weights of their
+        initialisation, and the sums over units are not scaled, so that little changes when they do. With
+        `resample_every=1, kept_units="scaled"` it is drawn anew at every step, as EST does.
 
         Of the run, up to `whole_until` the whole model is trained (a warm-up; a share of `total_steps`), and from
         `whole_from` on again. Between them lie `num_stages` stages of equal length, whose fractions rise along
@@ -213,7 +219,9 @@ class Schedule(Settings):
                 f"{total} steps are too few: {num_stages} stages would start at "
                 f"{', '.join(str(stage.start) for stage in stages)}. Use fewer stages."
             )
-        return cls(stages=tuple(stages), total_steps=total)
+        return cls(
+            stages=tuple(stages), total_steps=total, resample_every=resample_every, kept_units=kept_units
+        )
 
     @classmethod
     def for_saving(

@@ -180,7 +180,8 @@ def test_kept_count_refuses_what_cannot_be(arguments):
 
 @pytest.mark.parametrize("curve", ["linear", "cosine", "cubic"])
 def test_a_growing_schedule_rises_to_the_whole(curve):
-    schedule = Schedule.growing(1500, heads=0.25, layers=0.5, neurons=1.0, curve=curve, num_stages=5, whole_until=0.1)
+    shape = {"curve": curve, "num_stages": 5, "whole_until": 0.1, "whole_from": 7 / 15}
+    schedule = Schedule.growing(1500, heads=0.25, layers=0.5, neurons=1.0, **shape)
     first, *parts, last = schedule.stages
     assert first.whole
     assert last == Stage(start=700)
@@ -196,15 +197,23 @@ def test_a_growing_schedule_rises_to_the_whole(curve):
 
 
 def test_a_growing_schedule_may_have_no_whole_stage():
-    schedule = Schedule.growing(100, num_stages=2, whole_from=1.0)
+    schedule = Schedule.growing(100, heads=0.5, num_stages=2, whole_from=1.0)
     assert [(stage.start, stage.heads) for stage in schedule.stages] == [(0, 0.5), (50, 0.75)]
+
+
+def test_by_default_one_part_is_drawn_that_grows():
+    schedule = Schedule.growing(100)
+    assert schedule.stages == (Stage(start=0, heads=0.25, neurons=0.25), Stage(start=35))
+    assert (schedule.resample_every, schedule.kept_units, schedule.drawn_at(20)) == ("never", "as_is", 0)
+    anew = Schedule.growing(100, resample_every=1, kept_units="scaled")
+    assert (anew.stages, anew.drawn_at(20), anew.scales) == (schedule.stages, 20, True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"curve": "cubik"}, "unknown curve 'cubik'; did you mean 'cubic'?"),
-        ({"whole_until": 0.6}, "whole_until=0.6 and whole_from=0.4"),
+        ({"whole_until": 0.6}, "whole_until=0.6 and whole_from=0.35"),
         ({"num_stages": 0}, "num_stages must be a whole number of at least 1, got 0"),
         ({"num_stages": 60}, "100 steps are too few: 60 stages would start at 0, 0, 1"),
         ({"heads": 0.0}, "heads must be greater than 0"),

@@ -1,8 +1,8 @@
 """Experiments on the loss: a YAML names a run, the arms that differ from it, and the seeds.
 
 An arm changes settings of `estfx train`. With `equal_flops: OTHER` it spends as many FLOPs of the whole model as
-another arm: one that always trains the whole takes fewer steps (its learning rate then decays over those), any other
-keeps a constant part, whose size is solved for. An arm with `stopped: OTHER` is that arm's run, looked at when it has
+another arm: one that always trains the whole takes fewer steps (its learning rate then decays over those), one that grows
+has its boundaries moved, and one with a single stage keeps a constant part, whose size is solved for. An arm with `stopped: OTHER` is that arm's run, looked at when it has
 spent as much as the arm named by `equal_flops`.
 """
 
@@ -24,6 +24,7 @@ from estfx.model_spec import build_model
 from estfx.plan import Plan
 from estfx.schedule import Schedule, Stage
 from estfx.settings import Settings, SettingsError, nearest
+from estfx.target_saving import schedule_saving
 from estfx.train_config import RunConfig
 
 __all__ = ["ROOT", "Arm", "Experiment", "Plans", "Run", "Solved", "found"]
@@ -136,8 +137,8 @@ class Plans:
         if schedule.stages == (Stage(start=0),):
             steps = self._steps_for(arm, equal)
             return _changed(base, {"train": {"total_steps": steps}})
-        stage = self._constant(equal)
-        stages = [stage.model_dump(mode="json")]
+        found = self._moved(schedule, equal) if len(schedule.stages) > 1 else [self._constant(equal)]
+        stages = [stage.model_dump(mode="json") for stage in found]
         return _changed(base, {"schedule": {"stages": stages, "preset": None, "keep": None}})
 
     def solved(self, arm: str) -> Solved:
@@ -170,6 +171,12 @@ class Plans:
         total = self._base(arm).train.total_steps
         whole = self._plan_of(Schedule(stages=[Stage(start=0)], total_steps=total)).whole
         return min(total, round(self._spent(equal) / whole.flops_model))
+
+    def _moved(self, schedule: Schedule, equal: str) -> Sequence[Stage]:
+        """The stages with boundaries at which they cost as much as another arm's."""
+        plan = self._plan_of(schedule)
+        target = 1 - self._spent(equal) / (plan.whole.flops_model * plan.whole.steps)
+        return schedule_saving(plan, schedule, target).stages
 
     def _constant(self, equal: str) -> Stage:
         """The part that costs as much over the whole run as another arm's growing one.

@@ -26,6 +26,11 @@ ARMS = {
     "dense": {"what": "whole", "schedule": {"preset": "dense"}},
     "est": {"what": "stages", "schedule": {"preset": "est"}},
     "constant": {"what": "part", "schedule": {"preset": "constant"}, "equal_flops": "est"},
+    "grown": {
+        "what": "a part that grows",
+        "schedule": {"stages": [{"start": 0, "neurons": 0.25}, {"start": 10, "heads": 0.5}, {"start": 30}]},
+        "equal_flops": "est",
+    },
     "dense-short": {"what": "few steps", "schedule": {"preset": "dense"}, "equal_flops": "est"},
     "dense-stopped": {"what": "stopped", "stopped": "dense", "equal_flops": "est"},
 }
@@ -47,6 +52,8 @@ def test_arms_at_equal_flops_spend_the_same(plans):
     assert spent(plans, "est") < 80 * whole
     assert abs(spent(plans, "constant") - spent(plans, "est")) < whole  # a step at most
     assert abs(spent(plans, "dense-short") - spent(plans, "est")) < whole
+    assert abs(spent(plans, "grown") - spent(plans, "est")) < whole
+    assert [stage.neurons for stage in plans.config("grown").schedule.stages] == [0.25, 1, 1]
     assert plans.config("dense-short").train.total_steps == plans.stops("dense")["dense-stopped"] < 100
     (stage,) = plans.config("constant").schedule.stages
     assert 0.5 < min(stage.heads, stage.neurons, stage.layers) < 1
@@ -54,7 +61,7 @@ def test_arms_at_equal_flops_spend_the_same(plans):
 
 def test_an_arm_that_is_another_one_stopped_is_not_run(plans):
     assert [(run.arm, run.seed) for run in plans.runs()] == [
-        (arm, seed) for seed in (0, 1) for arm in ("dense", "est", "constant", "dense-short")
+        (arm, seed) for seed in (0, 1) for arm in ("dense", "est", "constant", "grown", "dense-short")
     ]
 
 
