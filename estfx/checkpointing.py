@@ -48,7 +48,8 @@ class CheckpointingTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
         """The learning rates of the run's own rule."""
         # a function, of which a checkpoint holds nothing; it would hold all of an object
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: self._learning_rate(step))
+        optimizer = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(optimizer, lambda step: self._learning_rate(step))
         return self.lr_scheduler
 
     @property

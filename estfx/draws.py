@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +52,7 @@ POLICIES: dict[str, Policy] = {}  # by the name that a schedule gives
 SCORES: dict[str, Scores] = {}  # by policy, what the units are scored by; none for one that asks for no scores
 
 
-def selection_policy(
-    name: str, *, scores: Scores | None = None, replace: bool = False
-) -> Callable[[Policy], Policy]:
+def selection_policy(name: str, *, scores: Scores | None = None, replace: bool = False) -> Callable[[Policy], Policy]:
     """Registers a selection policy: `Schedule(policy=name)` then draws the units of every role by it.
 
     The function that is decorated takes a `Draw` and returns the kept units, int64 `[num_layers, kept]`, each row
@@ -179,7 +177,7 @@ def _random_keys(draw: Draw) -> NDArray[np.uint32]:
     return keys.reshape(draw.num_layers, 2 * words_per_row)[:, : draw.size]
 
 
-def _smallest(keys: NDArray[np.uint32] | NDArray[np.int64], kept: int) -> NDArray[np.int64]:
+def _smallest(keys: NDArray[Any], kept: int) -> NDArray[np.int64]:
     """The columns of the `kept` smallest keys of each row, ascending; of equal keys the first."""
     threshold = np.partition(keys, kept - 1, axis=1)[:, kept - 1 : kept]
     chosen = keys <= threshold

@@ -47,9 +47,7 @@ def possible_counts(schedule: Schedule, roles: tags.Roles, stage: Stage) -> set[
     names = [role.name for role in roles.found]
     sizes = {role.name: role.axis.size for role in roles.found}
     each = product(*(widths_of_layers(schedule, stage, name, sizes[name]) for name in names))
-    return {
-        tuple(sorted((n, w) for n, w in zip(names, widths, strict=True) if w < sizes[n])) for widths in each
-    }
+    return {tuple(sorted((n, w) for n, w in zip(names, widths, strict=True) if w < sizes[n])) for widths in each}
 
 
 @dataclass
@@ -107,7 +105,7 @@ class Runtime:
         return 1.0
 
     def set_step(self, step: int, device: torch.device, model: nn.Module | None = None) -> bool:
-        """Puts a step in force, of whose model a policy that ranks units learns. Returns whether it ranked them anew."""
+        """Puts a step in force. Returns whether a policy ranked units anew for it, which learns from the model."""
         self.schedule.stage_at(step)  # or it is no step
         step = int(step)
         if step == self.step:

@@ -70,17 +70,17 @@ class Schedule(Settings):
 
     `policy` says which units a draw keeps: `random` ones (EST), a `window`, one contiguous run of them, or what a
     policy of one's own says (`estfx.selection_policy`). Two rank units by a score and keep the best, in each layer, or
-    of all layers together (`ranking`, with three widths of layers): `weighted_gradient_magnitude` by the running mean of
-    |weight · gradient|, `weight_magnitude` by the weights. They rank anew every `refresh_every` optimizer steps and at
-    the beginning of each stage; the share `exploration` of what is kept is drawn at random among the other units, so
+    of all layers together (`ranking`, with three widths of layers): `weighted_gradient_magnitude` by the running mean
+    of |weight · gradient|, `weight_magnitude` by the weights. They rank anew every `refresh_every` optimizer steps and
+    at the beginning of each stage; the share `exploration` of what is kept is drawn at random among the other units, so
     that those are trained and scored too. Until there is a score, as at the beginning, all are drawn at random.
 
     `draws` says whether each layer keeps units of its own, or all layers (of one size) the same ones; a draw serves
-    `resample_every` optimizer steps. With `never` one draw serves the whole run: by `random`, a later stage keeps what an
-    earlier one kept, and more, so that a part is trained that grows. `kept_units` says whether sums over kept units are scaled by total / kept, which
-    EST calls crucial, or taken as they are. Layers in `always_run`, counted among those that can be skipped and, if
-    negative, from the last, are never skipped; the others are then skipped more often, as the number of layers that
-    run stays what the stage says.
+    `resample_every` optimizer steps. With `never` one draw serves the whole run: by `random`, a later stage keeps what
+    an earlier one kept, and more, so that a part is trained that grows. `kept_units` says whether sums over kept units
+    are scaled by total / kept, which EST calls crucial, or taken as they are. Layers in `always_run`, counted among
+    those that can be skipped and, if negative, from the last, are never skipped; the others are then skipped more
+    often, as the number of layers that run stays what the stage says.
 
     `skipped_layers` says what a kept layer adds to the residual stream while others are skipped: with `identity` its
     update as it is (the paper names no factor), with `inverse_keep` its update divided by the stage's layers
@@ -133,7 +133,7 @@ class Schedule(Settings):
                         "none."
                     )
         elif self.ranking == "global" and self.draws == "shared":
-            raise ValueError("ranking=global gives layers widths of their own; with draws=shared all keep the same units.")
+            raise ValueError("ranking=global gives layers widths of their own; with draws=shared all keep the same.")
         return self
 
     @classmethod
@@ -219,9 +219,7 @@ class Schedule(Settings):
                 f"{total} steps are too few: {num_stages} stages would start at "
                 f"{', '.join(str(stage.start) for stage in stages)}. Use fewer stages."
             )
-        return cls(
-            stages=tuple(stages), total_steps=total, resample_every=resample_every, kept_units=kept_units
-        )
+        return cls(stages=tuple(stages), total_steps=total, resample_every=resample_every, kept_units=kept_units)
 
     @classmethod
     def for_saving(
@@ -230,28 +228,42 @@ class Schedule(Settings):
         saving: float,
         total_steps: int,
         *,
-        keep: float = 0.5,
+        preset: Literal["growing", "est"] = "growing",
+        keep: float | None = None,
         batch_size: int = 1,
         seq_len: int = 128,
         example_inputs: object = None,
         layers: LayerPatterns | None = None,
     ) -> Self:
-        """EST's stages, with boundaries at which they save `saving` of the whole model's training FLOPs.
+        """A schedule that saves `saving` of the whole model's training FLOPs: its boundaries are found.
+
+        With the preset `growing` it is a part of all layers that is drawn once and then grows, which lost less in what
+        was measured (see docs/quality.md); with `est` the paper's stages, drawn anew at every step. `keep` is the
+        fraction of heads and neurons, by default 0.25 and 0.5; EST's is that of layers, too.
 
         `saving` is a share, such as 0.25; that of the layers alone is then higher, since embedding and LM head stay
-        whole. `seq_len`, in tokens, is that of training: attention costs more, the longer a sequence is. `keep` is
-        EST's fraction; `example_inputs` and `layers` are as for `transform`. Weights may be on the meta device.
+        whole. `seq_len`, in tokens, is that of training: attention costs more, the longer a sequence is.
+        `example_inputs` and `layers` are as for `transform`. Weights may be on the meta device.
 
         Raises ScheduleError if the stages cannot save as much, however late the last one begins.
         """
         from estfx.plan import plan  # which needs schedules
         from estfx.target_saving import schedule_saving
 
-        schedule = cls.est(total_steps, keep)
+        schedule = cls.of_preset(preset, total_steps, keep)
         found = plan(
             model, schedule, batch_size=batch_size, seq_len=seq_len, example_inputs=example_inputs, layers=layers
         )
         return schedule_saving(found, schedule, saving)
+
+    @classmethod
+    def of_preset(cls, preset: str, total_steps: int, keep: float | None = None) -> Self:
+        """`est` or `growing`, with `keep` in place of the preset's own fractions (EST's for layers, too)."""
+        if preset == "est":
+            return cls.est(total_steps) if keep is None else cls.est(total_steps, keep)
+        if preset != "growing":
+            raise ScheduleError(f"unknown preset {preset!r}; {nearest(str(preset), ('est', 'growing'))}")
+        return cls.growing(total_steps) if keep is None else cls.growing(total_steps, heads=keep, neurons=keep)
 
     @property
     def scales(self) -> bool:

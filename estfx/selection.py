@@ -66,7 +66,7 @@ class Selection:
         return self._measure == "weighted_gradient"
 
     def scores(self) -> UnitScores | None:
-        """The scores by which units are ranked at present, infinite for those that were never at work; None: by none."""
+        """Those by which units are ranked at present, infinite for units that never were at work; None: by none."""
         if self._scores is None:
             return None
         ends = np.cumsum(list(self._layout.values()))
@@ -132,8 +132,8 @@ class Selection:
         elif not bool(self._count_N.any()):
             if step > 0:
                 self._runtime.warn_once(
-                    f"at step {step} the policy {schedule.policy}, which ranks units by their gradients, has seen no step "
-                    "of an optimizer yet: they are drawn at random. It sees optimizers of torch.optim and their "
+                    f"at step {step} the policy {schedule.policy}, which ranks units by their gradients, has seen no "
+                    "step of an optimizer yet: they are drawn at random. It sees optimizers of torch.optim and their "
                     "subclasses; a run that is resumed must load the state of model.selection."
                 )
             return False
@@ -150,9 +150,7 @@ class Selection:
             self._mean_N = sums.total()
         self._count_N = torch.ones_like(self._mean_N)
 
-    def _read(
-        self, model: nn.Module, running: Mapping[str, bool]
-    ) -> Iterator[tuple[str, UnitWeight, torch.Tensor]]:
+    def _read(self, model: nn.Module, running: Mapping[str, bool]) -> Iterator[tuple[str, UnitWeight, torch.Tensor]]:
         """The weights that have units, of the modules that run: their module's path, and the tensors."""
         done = set()
         for name, path in self._runtime.paths.items():
@@ -171,7 +169,7 @@ class Selection:
     # -- state ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that is resumed must load, to train what it would have trained: tensors on the CPU, and numbers."""
+        """What a resumed run must load, to train what it would have trained: tensors on the CPU, and numbers."""
         if self._measure is None:
             return {}
         self._fold()

@@ -89,11 +89,16 @@ class TrainSettings(Settings):
         return names
 
 
+_GROWING = ("resample_every", "kept_units")  # what a preset may have of its own beside the stages
+
+
 class ScheduleSettings(Settings):
     """A preset, or the stages themselves; the rest as in `Schedule`."""
 
-    preset: Literal["est", "constant", "dense"] | None = None  # est, unless stages are given; dense: always whole
-    keep: Fraction | None = None  # of est and constant; 0.5 if not given
+    # est, unless stages are given; growing: a part, drawn once, that grows (resample_every is then never, kept_units
+    # as_is, if they are not given); dense: always whole
+    preset: Literal["est", "growing", "constant", "dense"] | None = None
+    keep: Fraction | None = None  # of heads and neurons, but with growing of layers too; 0.5, with growing 0.25
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None  # in place of a preset
     # how units are drawn; window: neighbours; the best by weighted_gradient_magnitude or weight_magnitude; or your own
     policy: PolicyName = "random"
@@ -118,6 +123,7 @@ class ScheduleSettings(Settings):
 
     def build(self, total_steps: int) -> Schedule:
         """Returns the schedule for a run of that many steps."""
+        own = {name: getattr(self, name) for name in Schedule.model_fields if name not in ("stages", "total_steps")}
         if self.stages is not None:
             stages = self.stages
         elif self.preset == "constant":
@@ -125,12 +131,10 @@ class ScheduleSettings(Settings):
         elif self.preset == "dense":
             stages = (Stage(start=0),)
         else:
-            stages = Schedule.est(total_steps, self.keep or 0.5).stages
-        return Schedule(
-            stages=stages,
-            total_steps=total_steps,
-            **{name: getattr(self, name) for name in Schedule.model_fields if name not in ("stages", "total_steps")},
-        )
+            preset = Schedule.of_preset(self.preset or "est", total_steps, self.keep)
+            stages = preset.stages
+            own |= {name: getattr(preset, name) for name in _GROWING if name not in self.model_fields_set}
+        return Schedule(stages=stages, total_steps=total_steps, **own)
 
 
 class RunConfig(Settings):
@@ -164,10 +168,10 @@ class RunConfig(Settings):
                 end_of_text=tokens.end_of_text,
             )
             config = merged_options(self.model.name, small, config)
-        schedule = self.schedule.model_dump() | {
+        schedule = {
+            **self.schedule.build(self.train.total_steps).model_dump(exclude={"total_steps"}),
             "preset": None,
             "keep": None,
-            "stages": self.schedule.build(self.train.total_steps).stages,
         }
         model = ModelSettings(name=self.model.name, config=config)
         return self.model_copy(update={"model": model, "schedule": ScheduleSettings(**schedule)})

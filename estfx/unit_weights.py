@@ -83,7 +83,7 @@ class Sums:
         total = self._flat(self._whole)
         for mesh, parts in self._parts.items():
             flat = self._flat(parts)
-            torch.distributed.all_reduce(flat, group=mesh)  # type: ignore[arg-type]
+            torch.distributed.all_reduce(flat, group=mesh)
             total = total + flat
         return total
 
@@ -96,7 +96,7 @@ class Sums:
 
 
 def _placed(tensor: torch.Tensor, dim: int) -> tuple[object | None, int | None, int]:
-    """Over which group of ranks the sums of a tensor's shards must be taken, and where this rank's shard of `dim` is."""
+    """Over which ranks the sums of a tensor's shards must be taken, where this rank's shard of `dim` is, its length."""
     if not isinstance(tensor, DTensor):
         return None, None, 0
     sharded = [place for place, placement in enumerate(tensor.placements) if isinstance(placement, Shard)]

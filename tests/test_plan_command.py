@@ -80,7 +80,11 @@ def test_a_saving_that_cannot_be_is_refused() -> None:
 
 
 def test_a_schedule_is_made_for_a_saving() -> None:
-    schedule = Schedule.for_saving(build("llama_grouped"), 0.25, 3000, batch_size=2, seq_len=12)
+    growing = Schedule.for_saving(build("llama_grouped"), 0.25, 3000, batch_size=2, seq_len=12)
+    assert [(stage.heads, stage.layers) for stage in growing.stages] == [(0.25, 1.0), (1.0, 1.0)]
+    assert growing.resample_every == "never"
+    assert 0.25 <= planned(growing).saving_model < 0.251
+    schedule = Schedule.for_saving(build("llama_grouped"), 0.25, 3000, preset="est", batch_size=2, seq_len=12)
     assert schedule.total_steps == 3000
     assert [(stage.heads, stage.layers) for stage in schedule.stages] == [(0.5, 0.5), (0.5, 1.0), (1.0, 1.0)]
     found = planned(schedule)

@@ -32,6 +32,15 @@ def test_a_schedule_may_be_written_out():
     assert config.schedule.build(5) == Schedule(stages=[Stage(start=0, heads=0.5)], total_steps=5, policy="window")
 
 
+def test_a_growing_part_is_drawn_once_unless_told():
+    for overrides, keep in (([], 0.25), (["schedule.keep=0.5"], 0.5)):
+        config = RunConfig.load(None, ["schedule.preset=growing", *overrides])
+        assert config.schedule.build(100) == Schedule.growing(100, heads=keep, neurons=keep)
+        assert config.resolved().schedule.build(300) == Schedule.growing(300, heads=keep, neurons=keep)
+    anew = RunConfig.load(None, ["schedule.preset=growing", "schedule.resample_every=1"]).schedule.build(100)
+    assert (anew.resample_every, anew.kept_units) == (1, "as_is")
+
+
 def test_a_constant_schedule_keeps_half_unless_told():
     config = RunConfig.load(None, ["schedule.preset=constant"])
     assert config.schedule.build(5) == Schedule.constant(0.5, 5)

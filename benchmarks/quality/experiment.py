@@ -1,9 +1,9 @@
 """Experiments on the loss: a YAML names a run, the arms that differ from it, and the seeds.
 
 An arm changes settings of `estfx train`. With `equal_flops: OTHER` it spends as many FLOPs of the whole model as
-another arm: one that always trains the whole takes fewer steps (its learning rate then decays over those), one that grows
-has its boundaries moved, and one with a single stage keeps a constant part, whose size is solved for. An arm with `stopped: OTHER` is that arm's run, looked at when it has
-spent as much as the arm named by `equal_flops`.
+another arm: one that always trains the whole takes fewer steps (its learning rate then decays over those), one that
+grows has its boundaries moved, and one with a single stage keeps a constant part, whose size is solved for. An arm with
+`stopped: OTHER` is that arm's run, looked at when it has spent as much as the arm named by `equal_flops`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,13 @@ def plan(
     total_steps: Annotated[
         int | None, typer.Option("--total-steps", min=1, help="Optimizer steps. Default: the schedule's, or 150,000.")
     ] = None,
-    keep: Annotated[float, typer.Option("--keep", help="Keep fraction of the paper's stages.")] = 0.5,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="In place of SCHEDULE: est, the paper's stages (the default), or growing."),
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option("--keep", help="Keep fraction of the preset: 0.5 of est, 0.25 of growing.")
+    ] = None,
     target_saving: Annotated[
         float | None,
         typer.Option(
@@ -73,8 +79,12 @@ def plan(
         raise SettingsError("--mfu, --bench, --price and --num-devices say how fast some hardware is: add --hardware.")
     if mfu is not None and bench is not None:
         raise SettingsError("give either --mfu or --bench, which measured it.")
+    if schedule is not None and (preset is not None or keep is not None):
+        raise SettingsError("give either a schedule's file, or --preset and --keep.")
     stages = (
-        estfx.Schedule.from_yaml(schedule) if schedule is not None else estfx.Schedule.est(total_steps or 150_000, keep)
+        estfx.Schedule.from_yaml(schedule)
+        if schedule is not None
+        else estfx.Schedule.of_preset(preset or "est", total_steps or 150_000, keep)
     )
     if schedule is not None and total_steps is not None:
         stages = stages.model_copy(update={"total_steps": total_steps})

@@ -81,8 +81,8 @@ def contents_of(runs: Sequence[Run]) -> Contents:
             )
         elif trained.ranked and run.schedule is not None:
             notes.append(
-                f"{run.label} chose units by the scores of {run.schedule.policy}, which its folder does not hold step by "
-                "step, so how often each was trained is left out."
+                f"{run.label} chose units by the scores of {run.schedule.policy}, of which its folder holds no "
+                "history, so how often each was trained is left out."
             )
         facts = facts_of(run) | {"dense": run.dense, "against_dense": against(run, dense)}
         each.append(RunContents(run, facts, curves_of(run), trained))
