@@ -13,6 +13,7 @@ from estfx.caches import asks_for_cache
 from estfx.capture import without_cache
 from estfx.errors import EstfxError
 from estfx.fused_loss import deferred_logits, fused
+from estfx.joining import zero_joining
 from estfx.report import Report
 from estfx.runtime import Runtime
 from estfx.schedule import Schedule, Stage
@@ -59,6 +60,18 @@ class EvolvingModel:
         to DDP or FSDP. Raises EstfxError if the model is not in training mode.
         """
         warm_up(cast("nn.Module", self), self._runtime, args, kwargs)
+
+    def zero_joining(self) -> int:
+        """Has what joins the trained part at a later stage add nothing at first: for a model that was not trained yet.
+
+        Of the units and layers that the first stage leaves out, the weights with which they are summed into the
+        residual stream are set to zero. They still learn: once such a unit is at work, these weights have a gradient.
+        So the loss does not jump at a change of stage. The schedule must draw once (`resample_every="never"`).
+        Call it before the model is put into shards. A layer without axes stays as it is.
+
+        Returns how many units' weights were set to zero. Raises EstfxError for any other schedule.
+        """
+        return zero_joining(self._runtime, cast("nn.Module", self))
 
     @property
     def stage(self) -> Stage:

@@ -77,7 +77,7 @@ class Runtime:
     _layer_counts: dict[str, Counts] = field(default_factory=dict)  # of the step; asked at every call
 
     def __post_init__(self) -> None:
-        self._drawn_layers = drawn_layers(drawn_of(self), self.paths)
+        self.drawn_layers = drawn_layers(drawn_of(self), self.paths)
         self._draws = Ahead(self._draw)
         self.selection = Selection(self)
 
@@ -120,7 +120,7 @@ class Runtime:
         return ranked
 
     def _draw(self, step: int) -> StepDraw:
-        return draw_step(self.schedule, self.seed, self._drawn_layers, step, self.selection.scores())
+        return draw_step(self.schedule, self.seed, self.drawn_layers, step, self.selection.scores())
 
     def forget_step(self) -> None:
         """No step is in force any more; the next one is drawn anew."""
@@ -137,7 +137,7 @@ class Runtime:
         if self.schedule.ranking != "global":
             yield self.drawn
             return
-        roles = {(role, size) for layer in self._drawn_layers.values() for role, size in layer.sizes.items()}
+        roles = {(role, size) for layer in self.drawn_layers.values() for role, size in layer.sizes.items()}
         choices = {
             (role, size): widths_of_layers(self.schedule, self.stage, role, size) for role, size in sorted(roles)
         }
@@ -145,7 +145,7 @@ class Runtime:
             widths = dict(zip(choices, each, strict=True))
             yield {
                 name: {role: np.arange(widths[role, size]) for role, size in layer.sizes.items()}
-                for name, layer in self._drawn_layers.items()
+                for name, layer in self.drawn_layers.items()
             }
 
     def in_force(self) -> tuple[Any, ...]:

@@ -83,6 +83,8 @@ def train(
             if config.train.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             model = estfx.transform(model, schedule, seed=config.train.seed, compile=compiles)
+            if config.train.zero_joining:
+                model.zero_joining()
             if config.train.distribution == "fsdp":
                 shard(model, vars(model)[ATTRIBUTE].layers, arguments.device)
             run.write_made_with(made_with(model))

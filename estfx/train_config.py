@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from estfx.documents import STANDARD_LIBRARY
+from estfx.draws import SCORES
 from estfx.model_presets import small_options
 from estfx.model_spec import merged_options, model_types, parse_options
 from estfx.schedule import Count, Fraction, PolicyName, Schedule, Share, Stage
@@ -54,6 +55,8 @@ class TrainSettings(Settings):
     learning_rate_falls_with: Literal["steps", "flops"] = "steps"  # flops: more slowly while the stages are small
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 30  # optimizer steps, of a linear warm-up from 0
     rewarm_steps: Annotated[int, Field(ge=0, strict=True)] = 0  # the same again at the beginning of each later stage
+    # what joins at a later stage adds nothing at first; null: so it is, if the part is drawn once and not ranked
+    zero_joining: bool | None = Field(default=None, strict=True)
     optimizer_state: Literal["kept", "reset"] = "kept"  # Adam's running means, at the beginning of each later stage
     weight_decay: NotNegative = 0.1  # of matrices; norms and biases have none
     adam_beta2: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95  # at 0.999 short runs spike after the warm-up
@@ -174,7 +177,11 @@ class RunConfig(Settings):
             "keep": None,
         }
         model = ModelSettings(name=self.model.name, config=config)
-        return self.model_copy(update={"model": model, "schedule": ScheduleSettings(**schedule)})
+        train = self.train
+        if train.zero_joining is None:
+            once = schedule["resample_every"] == "never" and schedule["policy"] not in SCORES
+            train = train.model_copy(update={"zero_joining": once})
+        return self.model_copy(update={"model": model, "train": train, "schedule": ScheduleSettings(**schedule)})
 
 
 def _put(data: dict[str, Any], dotted: str, value: object) -> None:

@@ -24,6 +24,7 @@ class UnitWeight:
     dim: int
     role: str
     positions_UP: torch.Tensor  # int64, on the CPU
+    closes: bool = False  # the sum over the units is a product with this weight
     _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, compare=False)
 
     def positions(self, device: torch.device) -> torch.Tensor:
@@ -36,12 +37,29 @@ class UnitWeight:
 def unit_weights(variant: Variant) -> list[UnitWeight]:
     """The weights of a kind's graph that have units, for every role that may be narrowed."""
     interface = tags.get(variant.traced.graph, tags.Interface)
+    closing = {role.name: _closing_weights(variant, role.axis) for role in variant.roles.found}
     found = []
     for placeholder, path in interface.weights:
         for dim, made_of in enumerate(variant.axes.dims[placeholder]):
             for role in variant.roles.found:
                 if role.axis in made_of.axes():
-                    found.append(UnitWeight(path, dim, role.name, _positions(made_of, role.axis)))
+                    positions = _positions(made_of, role.axis)
+                    found.append(UnitWeight(path, dim, role.name, positions, placeholder in closing[role.name]))
+    return found
+
+
+def _closing_weights(variant: Variant, axis: Axis) -> set[str]:
+    """The placeholders of the weights with which the sum over an axis is a product."""
+    nodes = {node.name: node for node in variant.traced.graph.graph.nodes}
+    weights = {placeholder for placeholder, _ in tags.get(variant.traced.graph, tags.Interface).weights}
+    found = set()
+    for closing in variant.axes.closings:
+        if axis in closing.dim.axes() and closing.to_stream:
+            for node in nodes[closing.node].all_input_nodes:
+                while node.name not in weights and len(node.all_input_nodes) == 1:  # a view, a transpose, a cast
+                    (node,) = node.all_input_nodes
+                if node.name in weights and any(axis in dim.axes() for dim in variant.axes.dims[node.name]):
+                    found.add(node.name)
     return found
 
 

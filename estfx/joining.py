@@ -1,0 +1,52 @@
+"""A part that grows from what it is: what joins it later adds nothing at first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from estfx.draws import SCORES
+from estfx.errors import EstfxError
+from estfx.programs import resolve
+from estfx.step_draw import draw_step
+from estfx.trace import ATTRIBUTE
+from estfx.unit_weights import unit_weights
+
+if TYPE_CHECKING:
+    from estfx.runtime import Runtime
+
+__all__ = ["zero_joining"]
+
+
+def zero_joining(runtime: Runtime, model: nn.Module) -> int:
+    """See `EvolvingModel.zero_joining`."""
+    schedule = runtime.schedule
+    if schedule.resample_every != "never" or schedule.policy in SCORES:
+        raise EstfxError(
+            "zero_joining is for a part that is drawn once and grows: resample_every='never' and a policy that ranks "
+            f"nothing; the schedule has resample_every={schedule.resample_every!r} and policy={schedule.policy!r}, so "
+            "that what joins it is not known beforehand."
+        )
+    first = draw_step(schedule, runtime.seed, runtime.drawn_layers, 0)
+    at_work = {path for name, path in runtime.paths.items() if first.running[name]}
+    zeroed = 0
+    with torch.no_grad():
+        for path in dict.fromkeys(runtime.paths.values()):
+            name = next(n for n, own in runtime.paths.items() if own == path)
+            module = model.get_submodule(path)
+            variant = runtime.layers[name].of_structure(vars(module)[ATTRIBUTE].changed) or runtime.layers[name].first
+            for weight in unit_weights(variant):
+                if not weight.closes:
+                    continue
+                tensor = resolve(module, weight.path)
+                if isinstance(tensor, DTensor):
+                    raise EstfxError(f"`{path}.{weight.path}` is in shards; call zero_joining before fully_shard.")
+                left_out = torch.ones(len(weight.positions_UP), dtype=torch.bool)
+                if path in at_work:
+                    left_out[torch.from_numpy(first.units[name][weight.role])] = False
+                tensor.index_fill_(weight.dim, weight.positions_UP[left_out].flatten().to(tensor.device), 0)
+                zeroed += int(left_out.sum())
+    return zeroed
