@@ -69,7 +69,7 @@ class EvolvingModel:
         So the loss does not jump at a change of stage. The schedule must draw once (`resample_every="never"`).
         Call it before the model is put into shards. A layer without axes stays as it is.
 
-        Returns how many units' weights were set to zero. Raises EstfxError for any other schedule.
+        Returns how many rows and columns of weights were set to zero. Raises EstfxError for any other schedule.
         """
         return zero_joining(self._runtime, cast("nn.Module", self))
 

@@ -32,21 +32,26 @@ def zero_joining(runtime: Runtime, model: nn.Module) -> int:
         )
     first = draw_step(schedule, runtime.seed, runtime.drawn_layers, 0)
     at_work = {path for name, path in runtime.paths.items() if first.running[name]}
-    zeroed = 0
+    left_out: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # weight and dimension → it, and where
+    for path in dict.fromkeys(runtime.paths.values()):
+        name = next(n for n, own in runtime.paths.items() if own == path)
+        module = model.get_submodule(path)
+        variant = runtime.layers[name].of_structure(vars(module)[ATTRIBUTE].changed) or runtime.layers[name].first
+        for weight in unit_weights(variant):
+            if not weight.closes:
+                continue
+            tensor = resolve(module, weight.path)
+            if isinstance(tensor, DTensor):
+                raise EstfxError(f"`{path}.{weight.path}` is in shards; call zero_joining before fully_shard.")
+            units = torch.ones(len(weight.positions_UP), dtype=torch.bool)
+            if path in at_work:
+                units[torch.from_numpy(first.units[name][weight.role])] = False
+            here = torch.zeros(tensor.shape[weight.dim], dtype=torch.bool)
+            here[weight.positions_UP[units].flatten()] = True
+            key = (id(tensor), weight.dim)
+            where = here & left_out[key][1] if key in left_out else here  # a weight that layers share is left to them
+            left_out[key] = (tensor, where)
     with torch.no_grad():
-        for path in dict.fromkeys(runtime.paths.values()):
-            name = next(n for n, own in runtime.paths.items() if own == path)
-            module = model.get_submodule(path)
-            variant = runtime.layers[name].of_structure(vars(module)[ATTRIBUTE].changed) or runtime.layers[name].first
-            for weight in unit_weights(variant):
-                if not weight.closes:
-                    continue
-                tensor = resolve(module, weight.path)
-                if isinstance(tensor, DTensor):
-                    raise EstfxError(f"`{path}.{weight.path}` is in shards; call zero_joining before fully_shard.")
-                left_out = torch.ones(len(weight.positions_UP), dtype=torch.bool)
-                if path in at_work:
-                    left_out[torch.from_numpy(first.units[name][weight.role])] = False
-                tensor.index_fill_(weight.dim, weight.positions_UP[left_out].flatten().to(tensor.device), 0)
-                zeroed += int(left_out.sum())
-    return zeroed
+        for (_, dim), (tensor, where) in left_out.items():
+            tensor.index_fill_(dim, where.nonzero().flatten().to(tensor.device), 0)
+    return sum(int(where.sum()) for _, where in left_out.values())

@@ -19,6 +19,7 @@ import numpy as np
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
+ORDER = ("small", "medium", "large", "ablations", "search", "bpe")
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
 
 
@@ -125,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(__file__).parent
     lines = [(folder / "page.md").read_text(encoding="utf-8").rstrip(), ""]
-    for path in sorted((folder / "experiments").glob("*.yaml")):
+    for path in sorted((folder / "experiments").glob("*.yaml"), key=_place):
         experiment, results = Experiment.from_yaml(path), stored(path.stem)
         if not results:
             continue
@@ -147,6 +148,11 @@ def main() -> None:
         lines += [f"![Held-out loss against FLOPs](images/{picture.name})", ""]
     arguments.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
+
+
+def _place(path: Path) -> tuple[int, str]:
+    """Experiments stand in the order of what their names begin with."""
+    return ORDER.index(path.stem.split("-")[0]), path.stem
 
 
 def _range(values: Sequence[float]) -> str:
