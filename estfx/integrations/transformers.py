@@ -22,6 +22,7 @@ from estfx.errors import EstfxError
 from estfx.made_with import differences, made_with
 from estfx.narrowed_parameters import numbers_left_out
 from estfx.plan import Plan
+from estfx.schedule import Schedule, Stage
 from estfx.selection import Selection
 
 __all__ = ["EvolvingCallback"]
@@ -161,11 +162,18 @@ def _stored(state: TrainerState) -> dict[str, Any]:
 def _refuse_another(step: int, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises EstfxError if a checkpoint was made with something else than the model is."""
     before = stored.get("made_with")
+    if before is not None:  # what a schedule could not say yet when the checkpoint was made, was as it is by default
+        before = {**before, "schedule": {**_usual_schedule(), **before["schedule"]}}
     if before is not None and (lines := differences(before, now)):
         raise EstfxError(
             f"the checkpoint of step {step} was made with something else: {'; '.join(lines)}. "
             "Transform the model as it was, or pass EvolvingCallback(accept_changes=True)."
         )
+
+
+def _usual_schedule() -> dict[str, Any]:
+    usual = Schedule(stages=[Stage(start=0)]).model_dump(mode="json")
+    return {name: value for name, value in usual.items() if name not in ("stages", "total_steps")}
 
 
 def _load_selection(step: int, stored: Mapping[str, Any], selection: Selection, accept_changes: bool) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 from estfx.run_report.runs import Run
 from estfx.run_report.settings_table import in_words
+from estfx.train_config import RunConfig
 from estfx.train_summary import LEFT_OUT
 
 __all__ = ["against", "first_dense", "warnings_about"]
 
 _LOSSES = ("source", "column", "tokenizer", "seq_len", "held_out_blocks")  # of the configuration's data
-_RECIPE = ("total_steps", "batch_size", "accumulation", "optimizer", "learning_rate", "warmup_steps", "weight_decay",
-           "adam_beta2", "max_grad_norm", "seed", "precision")  # fmt: skip
+_RECIPE = ("total_steps", "batch_size", "accumulation", "optimizer", "learning_rate", "learning_rate_shape",
+           "learning_rate_falls_with", "warmup_steps", "rewarm_steps", "optimizer_state", "weight_decay", "adam_beta2",
+           "max_grad_norm", "seed", "precision")  # fmt: skip
 _SPEED = ("compile", "precision", "distribution", "gradient_checkpointing")
 
 
@@ -100,5 +102,6 @@ def _model_differs(one: Run, other: Run) -> str:
 
 
 def _differs(one: Run, other: Run, section: str, keys: Sequence[str]) -> str:
-    chosen = [{key: run.settings(section).get(key) for key in keys} for run in (one, other)]
+    usual = RunConfig().model_dump(mode="json")[section]  # for a run from before a setting was there
+    chosen = [{key: run.settings(section).get(key, usual[key]) for key in keys} for run in (one, other)]
     return in_words({section: chosen[0]}, {section: chosen[1]})

@@ -253,6 +253,18 @@ def test_resuming_with_something_else_is_refused(changed: dict[str, Any], said: 
     assert accepting.state.global_step == STEPS
 
 
+def test_a_checkpoint_from_before_a_schedule_could_say_more_is_resumed(tmp_path: Path) -> None:
+    trainer_of(evolving(), tmp_path, StopsAt(4), save_strategy="steps", save_steps=4).train()
+    file = tmp_path / "checkpoint-4" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    for name in ("ranking", "refresh_every", "exploration"):
+        del state["stateful_callbacks"]["EvolvingCallback"]["attributes"]["made_with"]["schedule"][name]
+    file.write_text(json.dumps(state))
+    trainer = trainer_of(evolving(), tmp_path)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == STEPS
+
+
 def test_the_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     strategy = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
