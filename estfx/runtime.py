@@ -110,7 +110,7 @@ class Runtime:
         step = int(step)
         if step == self.step:
             return False
-        ranked = model is not None and self.selection.before(step, model)
+        ranked = model is not None and self.selection.before(step, model, device)
         if ranked:
             self._draws.forget()
         draw = self._draws.of(step)

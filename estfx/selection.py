@@ -47,7 +47,9 @@ class Selection:
         self._layout: dict[tuple[str, str], int] = {}  # units by path of the module, and role
         for name, kind in runtime.layers.items() if self._measure is not None else ():
             self._layout |= {(runtime.paths[name], role.name): role.axis.size for role in kind.first.roles.found}
-        self._mean_N = torch.zeros(sum(self._layout.values()))
+        ends = np.cumsum([0, *self._layout.values()])
+        self._starts = dict(zip(self._layout, ends.tolist(), strict=False))  # where the units of each lie in `_N`
+        self._mean_N = torch.zeros(int(ends[-1]))
         self._count_N = torch.zeros_like(self._mean_N)  # steps that trained a unit
         self._pending_N: torch.Tensor | None = None  # of the step in force
         self._scores: torch.Tensor | None = None  # by which units are ranked at present, on the CPU
@@ -69,8 +71,8 @@ class Selection:
         """Those by which units are ranked at present, infinite for units that never were at work; None: by none."""
         if self._scores is None:
             return None
-        ends = np.cumsum(list(self._layout.values()))
-        return dict(zip(self._layout, np.split(self._scores.numpy(), ends[:-1]), strict=True))
+        scores_N = self._scores.numpy()
+        return {key: scores_N[start : start + self._layout[key]] for key, start in self._starts.items()}
 
     # -- learning -------------------------------------------------------------------------------------------------
 
@@ -100,12 +102,9 @@ class Selection:
             return
         pending_N, self._pending_N = self._pending_N, None
         at_work = np.zeros(len(self._mean_N), dtype=np.float32)
-        start = 0
-        for (path, role), size in self._layout.items():
-            for name, own in self._runtime.paths.items():
-                if own == path and self._runtime.running[name]:
-                    at_work[start + self._runtime.drawn[name][role]] = 1.0
-            start += size
+        for name, units in self._runtime.drawn.items():
+            for role, kept in units.items() if self._runtime.running[name] else ():
+                at_work[self._starts[self._runtime.paths[name], role] + kept] = 1.0
         at_work_N = torch.from_numpy(at_work).to(pending_N.device)
         relative_N = pending_N * at_work_N.sum() / (pending_N * at_work_N).sum()
         at_work_N = at_work_N * torch.isfinite(relative_N)  # a step that is lost, as all zeros, teaches nothing
@@ -115,11 +114,10 @@ class Selection:
 
     # -- ranking --------------------------------------------------------------------------------------------------
 
-    def before(self, step: int, model: nn.Module) -> bool:
+    def before(self, step: int, model: nn.Module, device: torch.device) -> bool:
         """Takes the step in force into account before another one is set. Returns whether units are ranked anew."""
         if self._measure is None:
             return False
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._mean_N, self._count_N = self._mean_N.to(device), self._count_N.to(device)
         self._fold()
         schedule = self._runtime.schedule

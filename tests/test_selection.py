@@ -56,6 +56,11 @@ def adam(model: Any) -> Any:
     return torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
+def weighted_gradient(weight: torch.Tensor) -> torch.Tensor:
+    assert weight.grad is not None
+    return (weight * weight.grad).abs().detach()
+
+
 def by_hand(model: Any, layer: str, name: str, measure: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
     """Of a layer's units, by indexing its weights as the architecture lays them out."""
     module = model.get_submodule(layer)
@@ -81,7 +86,7 @@ def test_a_score_is_the_sum_over_all_weights_of_a_unit(name: str) -> None:
     model.set_step(0)
     loss_of(model, 0).backward()
     want = [
-        by_hand(model, layer.name, name, lambda w: (w * w.grad).abs().detach())[role]  # type: ignore[operator]
+        by_hand(model, layer.name, name, weighted_gradient)[role]
         for layer in model.report.layers
         for role in ("heads", "neurons")
     ]

@@ -193,7 +193,8 @@ def test_a_resumed_run_ranks_units_as_it_would_have(at: int, tmp_path: Path) -> 
     resumed = trainer_of(evolving(ranking), tmp_path / "run", **saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{at}"))
     assert weights(resumed.model).keys() == weights(whole.model).keys()
-    want, got = whole.model.selection.state_dict(), resumed.model.selection.state_dict()  # type: ignore[union-attr]
+    models: list[Any] = [whole.model, resumed.model]
+    want, got = (model.selection.state_dict() for model in models)
     assert all(torch.equal(want[name], got[name]) for name in ("mean", "count", "scores"))
     state = tmp_path / "run" / f"checkpoint-{at}" / "trainer_state.json"
     stored = json.loads(state.read_text())
