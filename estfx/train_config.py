@@ -101,7 +101,7 @@ class ScheduleSettings(Settings):
     # est, unless stages are given; growing: a part, drawn once, that grows (resample_every is then never, kept_units
     # as_is, if they are not given); dense: always whole
     preset: Literal["est", "growing", "constant", "dense"] | None = None
-    keep: Fraction | None = None  # of heads and neurons, and of layers but with growing; if null 0.5, with growing 0.25
+    keep: Fraction | None = None  # of heads and neurons (and of layers, unless growing); null: 0.5, with growing 0.25
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None  # in place of a preset
     # how units are drawn; window: neighbours; the best by weighted_gradient_magnitude or weight_magnitude; or your own
     policy: PolicyName = "random"
