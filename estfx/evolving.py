@@ -14,10 +14,11 @@ from estfx.capture import without_cache
 from estfx.errors import EstfxError
 from estfx.fused_loss import deferred_logits, fused
 from estfx.joining import zero_joining
+from estfx.optimizer_steps import watch
 from estfx.report import Report
 from estfx.runtime import Runtime
 from estfx.schedule import Schedule, Stage
-from estfx.selection import Selection, watch
+from estfx.selection import Selection
 from estfx.subnetwork import Subnetwork
 from estfx.trace import ATTRIBUTE
 from estfx.warmup import warm_up
@@ -45,7 +46,7 @@ class EvolvingModel:
             layer.__dict__[ATTRIBUTE].look(layer)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
         before = self.stage_index
-        if self._runtime.selection.observes:
+        if self._runtime.selection.observes or self._runtime.idle_units.protected:
             watch(cast("nn.Module", self))
         ranked = self._runtime.set_step(step, device, cast("nn.Module", self))
         if self._runtime.agreement.is_due(ranked or self.stage_index != before):

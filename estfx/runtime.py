@@ -19,6 +19,7 @@ from estfx.agreement import Agreement
 from estfx.ahead import Ahead
 from estfx.compilation import Compiler
 from estfx.errors import EstfxError
+from estfx.idle_units import IdleUnits
 from estfx.layer_kind import Kind
 from estfx.layer_names import LayerPatterns
 from estfx.made_with import drawn_layers, drawn_of
@@ -80,6 +81,7 @@ class Runtime:
         self.drawn_layers = drawn_layers(drawn_of(self), self.paths)
         self._draws = Ahead(self._draw)
         self.selection = Selection(self)
+        self.idle_units = IdleUnits(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
@@ -88,6 +90,7 @@ class Runtime:
         twin._warned, twin._calls, twin.agreement = set(self._warned), dict(self._calls), copy.copy(self.agreement)
         twin._draws = Ahead(twin._draw)
         twin.selection = self.selection.twin(twin)
+        twin.idle_units = IdleUnits(twin)
         memo[id(self)] = twin
         return twin
 

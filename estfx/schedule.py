@@ -82,6 +82,11 @@ class Schedule(Settings):
     those that can be skipped and, if negative, from the last, are never skipped; the others are then skipped more
     often, as the number of layers that run stays what the stage says.
 
+    `idle_units` says whether optimizers may change units that took no part in a step, whose gradients are zeros: by
+    weight decay and old momentum (`updated`), or not at all (`left_alone`). Units that stay out for thousands of steps
+    and are decayed all the while are nearly zero when they join, and may stay so. By default they are left alone if
+    the part is drawn once or by a policy that ranks. A skipped layer has no gradient and is left alone in any case.
+
     `skipped_layers` says what a kept layer adds to the residual stream while others are skipped: with `identity` its
     update as it is (the paper names no factor), with `inverse_keep` its update divided by the stage's layers
     fraction, so that the expected sum of all updates stays that of the whole model.
@@ -100,6 +105,9 @@ class Schedule(Settings):
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all the same
     resample_every: Count | Literal["never"] = 1  # optimizer steps that train the same units and layers
     kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
+    # what took no part in a step: optimizers leave it alone or change it, as by weight decay; null: they leave it alone
+    # if units are drawn once or ranked, and so stay out for long
+    idle_units: Literal["left_alone", "updated"] | None = None
     # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
 
@@ -135,6 +143,13 @@ class Schedule(Settings):
         elif self.ranking == "global" and self.draws == "shared":
             raise ValueError("ranking=global gives layers widths of their own; with draws=shared all keep the same.")
         return self
+
+    @property
+    def leaves_idle_alone(self) -> bool:
+        """Whether optimizers leave alone what took no part in a step."""
+        if self.idle_units is None:
+            return self.resample_every == "never" or self.policy in SCORES
+        return self.idle_units == "left_alone"
 
     @classmethod
     def est(cls, total_steps: int, keep: float = 0.5) -> Self:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim import Optimizer
 
 from estfx.draws import SCORES, Scores
 from estfx.errors import EstfxError
@@ -27,7 +26,7 @@ from estfx.unit_weights import Sums, UnitWeight, unit_weights
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
 
-__all__ = ["Selection", "watch"]
+__all__ = ["Selection"]
 
 DECAY = 0.99  # of the running mean; a unit that was at work in fewer steps has their plain mean
 
@@ -204,22 +203,3 @@ def _told(name: str, state: Mapping[str, Any]) -> str:
     if name == "policy":
         return "a policy that ranks nothing" if value is None else f"the policy {value}"
     return f"{len(value or ())} modules' roles ({', '.join((value or ())[:3])}, …)"
-
-
-_watched: WeakSet[nn.Module] = WeakSet()  # evolving models whose policies must see gradients
-_hook: Any = None
-
-
-def watch(model: nn.Module) -> None:
-    """Has the model's selection see what optimizers get, from now on."""
-    global _hook
-    if _hook is None:
-        _hook = register_optimizer_step_pre_hook(_before_optimizer_step)
-    _watched.add(model)
-
-
-def _before_optimizer_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for model in list(_watched):
-        runtime: Runtime | None = vars(model).get(ATTRIBUTE)
-        if runtime is not None:  # else it was restored
-            runtime.selection.observe(model, optimizer)

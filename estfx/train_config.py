@@ -113,6 +113,9 @@ class ScheduleSettings(Settings):
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all layers the same
     resample_every: Count | Literal["never"] = 1  # optimizer steps that train the same units and layers
     kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
+    # what took no part in a step: the optimizer leaves it alone or changes it, as by weight decay; null: it leaves it
+    # alone if units are drawn once or ranked
+    idle_units: Literal["left_alone", "updated"] | None = None
     # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
 

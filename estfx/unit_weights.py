@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 
 from estfx import tags
 from estfx.axes import Axis, Dim
 from estfx.programs import Variant
+from estfx.shards import is_replicated, placed
 
 __all__ = ["Sums", "UnitWeight", "unit_weights"]
 
@@ -82,7 +83,7 @@ class Sums:
 
     def add(self, key: tuple[str, str], weight: UnitWeight, *factors: torch.Tensor) -> None:
         """Adds |the product of the factors|, tensors of the weight's shape, to the units of `key`."""
-        mesh, along, length = _placed(factors[0], weight.dim)
+        mesh, along, length = placed(factors[0], weight.dim)
         product = _local(factors[0])
         for factor in factors[1:]:
             product = product * _local(factor)
@@ -113,30 +114,8 @@ class Sums:
         return torch.cat(each) if each else torch.zeros(0, device=self._device)
 
 
-def _placed(tensor: torch.Tensor, dim: int) -> tuple[object | None, int | None, int]:
-    """Over which ranks the sums of a tensor's shards must be taken, where this rank's shard of `dim` is, its length."""
-    if not isinstance(tensor, DTensor):
-        return None, None, 0
-    sharded = [place for place, placement in enumerate(tensor.placements) if isinstance(placement, Shard)]
-    if len(sharded) != 1 or any(type(p) not in (Shard, Replicate) for p in tensor.placements):
-        return None, None, 0  # see _local
-    (place,) = sharded
-    group = tensor.device_mesh.get_group(place)
-    shard = tensor.placements[place]
-    assert isinstance(shard, Shard)
-    if shard.dim % tensor.dim() != dim:
-        return group, None, 0
-    ranks = tensor.device_mesh.size(place)
-    each = -(-tensor.shape[dim] // ranks)  # as torch.chunk cuts
-    start = min(each * tensor.device_mesh.get_local_rank(place), tensor.shape[dim])
-    return group, start, tensor.shape[dim]
-
-
 def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part on this rank, or all of a tensor whose shards are not along one dimension."""
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.to_local() if _placed(tensor, 0)[0] is not None or _replicated(tensor) else tensor.full_tensor()
-
-
-def _replicated(tensor: DTensor) -> bool:
-    return all(isinstance(placement, Replicate) for placement in tensor.placements)
+    return tensor.to_local() if placed(tensor, 0)[0] is not None or is_replicated(tensor) else tensor.full_tensor()

@@ -139,6 +139,38 @@ def test_units_are_ranked_as_by_a_single_process(way: str) -> None:
         assert their_scores == pytest.approx(scores, rel=1e-3, abs=1e-4)
 
 
+STAGES = (Stage(start=0, heads=0.5, neurons=0.25, layers=0.5), Stage(start=5, heads=0.5, neurons=0.5), Stage(start=9))
+GROWING = Schedule(stages=STAGES, resample_every="never", kept_units="as_is")
+
+
+def grown(way: str) -> dict[str, torch.Tensor]:
+    """The whole weights after a few steps of a part that grows, with much weight decay."""
+    model = evolving(schedule=GROWING)
+    if way == "fsdp":
+        model = sharded(model)
+    outer = DistributedDataParallel(model, find_unused_parameters=True) if way == "ddp" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1.0)
+    train(model, outer, steps=range(7), optimizer=optimizer)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(model, options=options)) if way == "fsdp" or dist.get_rank() == 0 else {}
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_idle_units_are_left_alone(way: str) -> None:
+    first, *_ = on_ranks(grown, way)
+    model = evolving(schedule=GROWING)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.set_step(6)
+    narrowed = model.subnetwork.parameters()
+    assert narrowed
+    for name, dims in narrowed.items():
+        for dim, at_work in dims.items():
+            idle = [i for i in range(before[name].shape[dim]) if i not in set(at_work.tolist())]
+            index = torch.tensor(idle)
+            assert torch.equal(first[name].index_select(dim, index), before[name].index_select(dim, index)), name
+        assert not torch.equal(first[name], before[name]), name
+
+
 def fsdp_in_other_ways() -> dict[str, Any]:
     found = {}
     model = estfx.transform(sharded(build("llama_grouped", num_hidden_layers=4)), SCHEDULE, compile=False)

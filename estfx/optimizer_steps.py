@@ -1,0 +1,41 @@
+"""What an evolving model does before and after the steps of its optimizers, those of `torch.optim` and their kin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from estfx.trace import ATTRIBUTE
+
+if TYPE_CHECKING:
+    from estfx.runtime import Runtime
+
+__all__ = ["watch"]
+
+_watched: WeakSet[nn.Module] = WeakSet()
+_hooks: list[Any] = []
+
+
+def watch(model: nn.Module) -> None:
+    """Has the model know of its optimizers' steps, from now on."""
+    if not _hooks:
+        _hooks.extend((register_optimizer_step_pre_hook(_before), register_optimizer_step_post_hook(_after)))
+    _watched.add(model)
+
+
+def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for model in list(_watched):
+        runtime: Runtime | None = vars(model).get(ATTRIBUTE)
+        if runtime is not None:  # else it was restored
+            runtime.selection.observe(model, optimizer)
+            runtime.idle_units.keep(model, optimizer)
+
+
+def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for model in list(_watched):
+        runtime: Runtime | None = vars(model).get(ATTRIBUTE)
+        if runtime is not None:
+            runtime.idle_units.put_back(optimizer)
