@@ -19,7 +19,7 @@ import numpy as np
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
-ORDER = ("small", "medium", "large", "ablations", "search", "bpe")
+ORDER = ("small", "medium", "large", "long", "ablations", "search", "bpe")
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
 
 
