@@ -8,6 +8,7 @@ they could hardly learn when they join.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["IdleUnits"]
 
-Slices = list[tuple[nn.Parameter, int, torch.Tensor]]  # a parameter, one of its dimensions, the idle indices along it
+
+@dataclass(frozen=True)
+class _Idle:
+    """What takes no part in a step."""
+
+    slices: list[tuple[nn.Parameter, int, torch.Tensor]]  # a parameter, one of its dimensions, the idle indices on it
+    skipped: list[nn.Parameter]  # those that belong to skipped layers alone
 
 
 class IdleUnits:
@@ -30,7 +37,7 @@ class IdleUnits:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._known: tuple[object, Slices] | None = None  # of a draw, which may serve many steps
+        self._known: tuple[object, _Idle] | None = None  # of a draw, which may serve many steps
         self._kept: dict[Optimizer, list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]] = {}
 
     @property
@@ -43,14 +50,15 @@ class IdleUnits:
         if not self.protected or self._runtime.step is None:
             return
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        idle = self._idle(model)
         kept = []
         with torch.no_grad():
-            for parameter, dim, idle in self._slices(model):
+            for parameter, dim, indices in idle.slices:
                 if id(parameter) in own and parameter.grad is not None:
                     here = local_part(parameter)
-                    index = local_indices(parameter, dim, idle).to(here.device)
+                    index = local_indices(parameter, dim, indices).to(here.device)
                     kept.append((here, dim, index, here.index_select(dim, index)))
-            for parameter in self._skipped(model):
+            for parameter in idle.skipped:
                 if id(parameter) in own and parameter.grad is not None:  # zeros: set_to_none=False
                     here = local_part(parameter)
                     index = torch.arange(here.shape[0] if here.dim() else 1, device=here.device)
@@ -63,9 +71,10 @@ class IdleUnits:
             for here, dim, index, values in self._kept.pop(optimizer, ()):
                 here.index_copy_(dim, index, values)
 
-    def _slices(self, model: nn.Module) -> Slices:
+    def _idle(self, model: nn.Module) -> _Idle:
         units = self._runtime.subnetwork(model).units
-        key = tuple((name, role, own.numpy().tobytes()) for name, roles in units.items() for role, own in roles.items())
+        drawn = ((name, role, own.numpy().tobytes()) for name, roles in units.items() for role, own in roles.items())
+        key = (*units, *drawn, *map(id, model.parameters()))  # the layers that run, the units of each, and of what
         if self._known is None or self._known[0] != key:
             by_name = dict(model.named_parameters())
             slices = []
@@ -74,11 +83,10 @@ class IdleUnits:
                     idle = torch.ones(by_name[name].shape[dim], dtype=torch.bool)
                     idle[at_work] = False
                     slices.append((by_name[name], dim, idle.nonzero().flatten()))
-            self._known = key, slices
+            self._known = key, _Idle(slices, list(self._skipped(model)))
         return self._known[1]
 
     def _skipped(self, model: nn.Module) -> Iterator[nn.Parameter]:
-        """The parameters that belong to skipped layers alone."""
         if all(self._runtime.running.values()):
             return
         running = {path for name, path in self._runtime.paths.items() if self._runtime.running[name]}
