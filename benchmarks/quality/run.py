@@ -27,6 +27,8 @@ from experiment import ROOT, Experiment, Plans, Run, found
 from rich.console import Console
 
 from estfx.documents import documents
+from estfx.made_with import differences
+from estfx.settings import SettingsError
 from estfx.text_data import held_out_of, tokens_of
 from estfx.train import train
 from estfx.train_config import RunConfig
@@ -110,6 +112,7 @@ def one(path: Path, run: Run) -> None:
         (step,) = set(solved.stops.values())
         own |= {"save_every": step, "keep_checkpoints": 3}
     config = solved.config.model_copy(update={"train": solved.config.train.model_copy(update=own)})
+    refuse_another(run, config)
     if not (run.folder / "summary.json").exists():
         resume = (run.folder / "metrics.jsonl").exists()
         if not resume:
@@ -121,6 +124,15 @@ def one(path: Path, run: Run) -> None:
         write(replace(run, arm=name), _result(run, plans.experiment, config, saved, step) | {"arm": name})
     write(run, _result(run, plans.experiment, config, run.folder / "model", config.train.total_steps))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+
+
+def refuse_another(run: Run, config: RunConfig) -> None:
+    """Raises SettingsError if there is a run in the folder with other settings than the arm has now."""
+    if (run.folder / "config.yaml").exists():
+        before = RunConfig.from_yaml(run.folder / "config.yaml").model_dump(mode="json")
+        if changed := differences(before, config.resolved().model_dump(mode="json")):
+            what = "; ".join(changed)
+            raise SettingsError(f"the run in {run.folder} was begun with something else: {what}. Remove the folder.")
 
 
 def _result(run: Run, experiment: Experiment, config: RunConfig, model: Path, steps: int) -> dict[str, Any]:

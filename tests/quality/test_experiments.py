@@ -7,6 +7,7 @@ from pathlib import Path
 import experiment as experiments
 import numpy as np
 import pytest
+import run as runs
 import torch
 from evaluate import TASKS, Item, block_losses, items_of, ranked
 from experiment import Experiment, Plans, found
@@ -106,6 +107,19 @@ def model():
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=257, max_position_embeddings=64, **sizes)).eval()
+
+
+def test_a_run_of_other_settings_is_not_taken_for_the_arm(plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+    run = next(plans.runs())
+    config = plans.config(run.arm)
+    runs.refuse_another(run, config)  # nothing is there yet
+    run.folder.mkdir(parents=True)
+    config.to_yaml(run.folder / "config.yaml")
+    runs.refuse_another(run, config)
+    other = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 1.0})})
+    with pytest.raises(SettingsError, match=r"begun with something else: train.learning_rate.*Remove the folder"):
+        runs.refuse_another(run, other)
 
 
 def test_block_losses_are_the_models_own():
