@@ -194,6 +194,10 @@ def test_a_resumed_run_trains_what_the_uninterrupted_one_does(at: int, ranking: 
 
 def test_ranked_together_layers_have_widths_of_their_own_that_cost_the_same() -> None:
     model = evolving(stages=(Stage(start=0, heads=0.5, neurons=0.5), Stage(start=40)), ranking="global", layers=6)
+    with torch.no_grad():  # so that some layers have more of the best units than others, and some fewer
+        for layer, factor in ((0, 4.0), (1, 0.1)):
+            model.transformer.h[layer].mlp.c_fc.weight.mul_(factor)
+            model.transformer.h[layer].mlp.c_proj.weight.mul_(factor)
     kept = [units for _, units in train(model, adam(model), range(30))]
     per_layer = [[len(roles["neurons"]) for roles in each.values()] for each in kept]
     size = per_layer[0][0] * 2
