@@ -7,15 +7,13 @@ they could hardly learn when they join.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from estfx.narrowed_parameters import narrowed_parameters
+from estfx.narrowed_parameters import owned_by
 from estfx.shards import local_indices, local_part
 
 if TYPE_CHECKING:
@@ -23,13 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IdleUnits"]
 
-
-@dataclass(frozen=True)
-class _Idle:
-    """What takes no part in a step."""
-
-    slices: list[tuple[nn.Parameter, int, torch.Tensor]]  # a parameter, one of its dimensions, the idle indices on it
-    skipped: list[nn.Parameter]  # those that belong to skipped layers alone
+Slices = list[tuple[nn.Parameter, int, torch.Tensor]]  # a parameter, one of its dimensions, the idle indices along it
 
 
 class IdleUnits:
@@ -37,7 +29,7 @@ class IdleUnits:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._known: tuple[object, _Idle] | None = None  # of a draw, which may serve many steps
+        self._known: tuple[object, Slices] | None = None  # of a draw, which may serve many steps
         self._kept: dict[Optimizer, list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]] = {}
 
     @property
@@ -47,22 +39,16 @@ class IdleUnits:
 
     def keep(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Before a step of the optimizer: keeps the values that it must not change."""
-        if not self.protected or self._runtime.step is None:
+        if not self.protected or self._runtime.step is None or self._runtime.stage.whole:
             return
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        idle = self._idle(model)
         kept = []
         with torch.no_grad():
-            for parameter, dim, indices in idle.slices:
+            for parameter, dim, idle in self._slices(model):
                 if id(parameter) in own and parameter.grad is not None:
                     here = local_part(parameter)
-                    index = local_indices(parameter, dim, indices).to(here.device)
+                    index = idle.to(here.device)
                     kept.append((here, dim, index, here.index_select(dim, index)))
-            for parameter in idle.skipped:
-                if id(parameter) in own and parameter.grad is not None:  # zeros: set_to_none=False
-                    here = local_part(parameter)
-                    index = torch.arange(here.shape[0] if here.dim() else 1, device=here.device)
-                    kept.append((here, 0, index, here.clone()))
         self._kept[optimizer] = kept
 
     def put_back(self, optimizer: Optimizer) -> None:
@@ -71,31 +57,31 @@ class IdleUnits:
             for here, dim, index, values in self._kept.pop(optimizer, ()):
                 here.index_copy_(dim, index, values)
 
-    def _idle(self, model: nn.Module) -> _Idle:
-        units = self._runtime.subnetwork(model).units
-        drawn = ((name, role, own.numpy().tobytes()) for name, roles in units.items() for role, own in roles.items())
-        key = (*units, *drawn, *map(id, model.parameters()))  # the layers that run, the units of each, and of what
+    def _slices(self, model: nn.Module) -> Slices:
+        runtime = self._runtime
+        at_work = {name: units for name, units in runtime.drawn.items() if runtime.running[name]}
+        drawn = ((name, role, own.tobytes()) for name, roles in at_work.items() for role, own in roles.items())
+        key = (*at_work, *drawn, *map(id, model.parameters()))  # the layers that run, the units of each, and of what
         if self._known is None or self._known[0] != key:
             by_name = dict(model.named_parameters())
-            slices = []
-            for name, dims in narrowed_parameters(self._runtime, model, units).items():
-                for dim, at_work in dims.items():
-                    idle = torch.ones(by_name[name].shape[dim], dtype=torch.bool)
-                    idle[at_work] = False
-                    slices.append((by_name[name], dim, idle.nonzero().flatten()))
-            self._known = key, _Idle(slices, list(self._skipped(model)))
+            slices = [
+                _slice(by_name[name], dim, own)
+                for name, dims in runtime.subnetwork(model).parameters().items()
+                for dim, own in dims.items()
+            ]
+            skipped = [model.get_submodule(path) for path in set(runtime.paths.values()) - self._running()]
+            for name in owned_by(model, skipped).values():  # which have gradients of zeros with set_to_none=False
+                slices.append(_slice(by_name[name], 0, torch.zeros(0, dtype=torch.int64)))
+            self._known = key, slices
         return self._known[1]
 
-    def _skipped(self, model: nn.Module) -> Iterator[nn.Parameter]:
-        if all(self._runtime.running.values()):
-            return
-        running = {path for name, path in self._runtime.paths.items() if self._runtime.running[name]}
-        skipped = set(self._runtime.paths.values()) - running
-        theirs = {id(p): p for path in skipped for p in model.get_submodule(path).parameters()}
-        outside = [model, *(model.get_submodule(path) for path in running)]
-        inner = {id(module) for path in skipped for module in model.get_submodule(path).modules()}
-        for module in {id(m): m for each in outside for m in each.modules()}.values():
-            if id(module) not in inner:
-                for parameter in module.parameters(recurse=False):
-                    theirs.pop(id(parameter), None)
-        yield from theirs.values()
+    def _running(self) -> set[str]:
+        return {path for name, path in self._runtime.paths.items() if self._runtime.running[name]}
+
+
+def _slice(parameter: nn.Parameter, dim: int, at_work: torch.Tensor) -> tuple[nn.Parameter, int, torch.Tensor]:
+    """All along `dim` but what is at work; of shards the part on this rank."""
+    idle = torch.ones(parameter.shape[dim] if parameter.dim() else 1, dtype=torch.bool)
+    idle[at_work] = False
+    index = local_indices(parameter, dim, idle.nonzero().flatten())
+    return parameter, dim, index.to(local_part(parameter).device)

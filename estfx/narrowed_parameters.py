@@ -15,7 +15,7 @@ from estfx.trace import ATTRIBUTE
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
 
-__all__ = ["narrowed_parameters", "numbers_left_out"]
+__all__ = ["narrowed_parameters", "numbers_left_out", "owned_by"]
 
 
 def narrowed_parameters(
@@ -23,7 +23,7 @@ def narrowed_parameters(
 ) -> dict[str, dict[int, torch.Tensor]]:
     """The kept indices by parameter and dimension, for the units that each running layer keeps, by layer and role."""
     uses: dict[str, list[dict[int, set[int]]]] = {}  # parameter → for each call that reads it, kept by dimension
-    owners = _owners(model, [model.get_submodule(path) for path in runtime.paths.values()])
+    owners = owned_by(model, [model.get_submodule(path) for path in runtime.paths.values()])
     for layer, drawn in units.items():
         kind = runtime.layers[layer]
         module = model.get_submodule(runtime.paths[layer])
@@ -72,7 +72,7 @@ def numbers_left_out(model: nn.Module) -> int:
     return sum(left.values())
 
 
-def _owners(model: nn.Module, layers: list[nn.Module]) -> dict[int, str]:
+def owned_by(model: nn.Module, layers: list[nn.Module]) -> dict[int, str]:
     """The names of the parameters, by identity, that belong to layers alone."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     seen = {id(layer) for layer in layers}

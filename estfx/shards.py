@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from estfx.errors import EstfxError
 
-__all__ = ["is_replicated", "local_indices", "local_part", "placed"]
+__all__ = ["has_local_part", "local_indices", "local_part", "placed"]
 
 
 def placed(tensor: torch.Tensor, dim: int) -> tuple[Any, int | None, int]:
@@ -34,9 +34,9 @@ def placed(tensor: torch.Tensor, dim: int) -> tuple[Any, int | None, int]:
     return group, start, tensor.shape[dim]
 
 
-def is_replicated(tensor: DTensor) -> bool:
-    """Whether every rank has the whole tensor."""
-    return all(isinstance(placement, Replicate) for placement in tensor.placements)
+def has_local_part(tensor: DTensor) -> bool:
+    """Whether this rank's part is all of the tensor, or a piece of it along one dimension."""
+    return placed(tensor, 0)[0] is not None or all(isinstance(each, Replicate) for each in tensor.placements)
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    if placed(tensor, 0)[0] is None and not is_replicated(tensor):
+    if not has_local_part(tensor):
         raise EstfxError(
             f"a parameter of shape {list(tensor.shape)} is laid out as {tensor.placements}; estfx knows whole tensors "
             "and those in shards along one dimension. Use a schedule with idle_units='updated'."

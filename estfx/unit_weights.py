@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from estfx import tags
 from estfx.axes import Axis, Dim
 from estfx.programs import Variant
-from estfx.shards import is_replicated, placed
+from estfx.shards import has_local_part, local_part, placed
 
 __all__ = ["Sums", "UnitWeight", "unit_weights"]
 
@@ -116,6 +116,6 @@ class Sums:
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     """The part on this rank, or all of a tensor whose shards are not along one dimension."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    return tensor.to_local() if placed(tensor, 0)[0] is not None or is_replicated(tensor) else tensor.full_tensor()
+    if isinstance(tensor, DTensor) and not has_local_part(tensor):
+        return tensor.full_tensor()
+    return local_part(tensor)
