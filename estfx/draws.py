@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 
 from estfx.errors import EstfxError
 
-__all__ = ["POLICIES", "SCORES", "Draw", "Policy", "Scores", "draw_layers", "draw_units", "selection_policy"]
+__all__ = [
+    "POLICIES",
+    "SCORES",
+    "Draw",
+    "Policy",
+    "Scores",
+    "draw_layers",
+    "draw_units",
+    "selection_policy",
+    "spread_layers",
+]
 
 _WORD = 2**64
 
@@ -166,6 +176,27 @@ def draw_layers(*, seed: int, step: int, num_layers: int, kept: int, always: Seq
     if more > 0:
         drawn = draw_units("random", seed=seed, step=step, role="layers", num_layers=1, size=len(others), kept=more)
         runs[others[drawn[0]]] = True
+    return runs
+
+
+def spread_layers(num_layers: int, counts: Sequence[int], always: Sequence[int] = ()) -> NDArray[np.bool_]:
+    """Which layers run, evenly spread, as their number grows through `counts`: booleans `[num_layers]`, for the last.
+
+    Those of a smaller count, and those in `always`, are among those of a larger one.
+    """
+    runs = np.zeros(num_layers, dtype=np.bool_)
+    runs[list(always)] = True
+    if not runs.any():
+        runs[[number * num_layers // counts[0] for number in range(counts[0])]] = True
+    for count in counts:
+        while np.count_nonzero(runs) < count:
+            begins = sorted({0, *map(int, np.flatnonzero(runs))})  # of a layer that runs and the others up to the next
+            lengths = np.diff([*begins, num_layers])
+            if not runs[0]:
+                lengths[0] += 1  # it has none that runs
+            longest = int(np.argmax(lengths))
+            begin = begins[longest]
+            runs[begin + (lengths[longest] + 1) // 2 if runs[begin] else begin] = True
     return runs
 
 

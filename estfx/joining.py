@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from estfx.copied_layers import source_of
 from estfx.draws import SCORES
 from estfx.errors import EstfxError
 from estfx.programs import resolve
@@ -32,11 +33,13 @@ def zero_joining(runtime: Runtime, model: nn.Module) -> int:
         )
     first = draw_step(schedule, runtime.seed, runtime.drawn_layers, 0)
     at_work = {path for name, path in runtime.paths.items() if first.running[name]}
+    modules = {path: model.get_submodule(path) for path in runtime.paths.values()}
     left_out: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # weight and dimension → it, and where
-    for path in dict.fromkeys(runtime.paths.values()):
+    for path, module in modules.items():
         name = next(n for n, own in runtime.paths.items() if own == path)
-        module = model.get_submodule(path)
         variant = runtime.layers[name].of_structure(vars(module)[ATTRIBUTE].changed) or runtime.layers[name].first
+        if path not in at_work and schedule.copies_layers and source_of(path, modules, at_work) is not None:
+            continue  # it joins as a copy of a trained layer
         for weight in unit_weights(variant):
             if not weight.closes:
                 continue

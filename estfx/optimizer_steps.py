@@ -39,3 +39,4 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         runtime: Runtime | None = vars(model).get(ATTRIBUTE)
         if runtime is not None:
             runtime.idle_units.put_back(optimizer)
+            runtime.copied_layers.follow(model, optimizer)

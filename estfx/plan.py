@@ -14,6 +14,7 @@ from estfx.parameters_at_work import CallAtWork, parameters_at_work
 from estfx.programs import analysed
 from estfx.runtime import possible_counts, stage_counts
 from estfx.schedule import Schedule, Stage
+from estfx.step_draw import layers_of_stage
 from estfx.trace import trace
 
 __all__ = ["Plan", "StagePlan", "plan"]
@@ -104,16 +105,28 @@ def plan(
     costs = LayerCosts(model, layers, decoder, variants, batch_size, seq_len)
     calls = [(info.call, variants[info.program]) for info in decoder.infos.values()]
 
-    def stage_plan(stage: Stage, start: int, stop: int) -> StagePlan:
-        droppable = sum(variant.residuals.droppable for _, variant in calls)
+    sizes = [
+        {role.name: role.axis.size for role in variant.roles.found}
+        for _, variant in calls
+        if variant.residuals.droppable
+    ]
+
+    def stage_plan(stage: Stage, start: int, stop: int, index: int | None = None) -> StagePlan:
+        """The costs of a stage, of the schedule's if it has an index among them."""
+        droppable = len(sizes)
         kept = schedule.layers_kept(stage, droppable)
+        chances = [kept / droppable] * droppable if droppable else []
+        if schedule.copies_layers and index is not None:  # which layers run is known
+            chances = [float(runs) for runs in layers_of_stage(schedule, index, sizes)]
+        known = set(chances) <= {0.0, 1.0}
+        chance = iter(chances)
         each = []
         parts: dict[str, float] = {}
         units = {"heads": (0, 0), "neurons": (0, 0), "layers": (len(calls) - droppable + kept, len(calls))}
         for call, variant in calls:
             counts = stage_counts(schedule, variant.roles, stage)
             inputs = surroundings.inputs[call.name]
-            runs = kept / droppable if variant.residuals.droppable else 1.0
+            runs = next(chance) if variant.residuals.droppable else 1.0
             each.append((costs.of(call.name, counts, inputs), runs))
             for part, number in costs.forward_parts(call.name, counts, inputs).items():
                 parts[part] = parts.get(part, 0.0) + number * runs
@@ -121,8 +134,9 @@ def plan(
                 some, of = units[role.fraction]
                 units[role.fraction] = (some + dict(counts).get(role.name, role.axis.size), of + role.axis.size)
         at_work = [
-            CallAtWork(call, variant.residuals.droppable, cost.parameters)
-            for (call, variant), (cost, _) in zip(calls, each, strict=True)
+            CallAtWork(call, variant.residuals.droppable and not known, cost.parameters)
+            for (call, variant), (cost, runs) in zip(calls, each, strict=True)
+            if runs > 0
         ]
         flops = sum(cost.flops * weight for cost, weight in each)
         return StagePlan(
@@ -141,7 +155,7 @@ def plan(
 
     starts = [stage.start for stage in schedule.stages]
     stops = [*starts[1:], schedule.total_steps]
-    stages = [stage_plan(*each) for each in zip(schedule.stages, starts, stops, strict=True)]
+    stages = [stage_plan(*each, n) for n, each in enumerate(zip(schedule.stages, starts, stops, strict=True))]
     return Plan(
         batch_size=batch_size,
         seq_len=seq_len,

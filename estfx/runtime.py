@@ -18,6 +18,7 @@ from estfx import tags
 from estfx.agreement import Agreement
 from estfx.ahead import Ahead
 from estfx.compilation import Compiler
+from estfx.copied_layers import CopiedLayers
 from estfx.errors import EstfxError
 from estfx.idle_units import IdleUnits
 from estfx.layer_kind import Kind
@@ -82,6 +83,7 @@ class Runtime:
         self._draws = Ahead(self._draw)
         self.selection = Selection(self)
         self.idle_units = IdleUnits(self)
+        self.copied_layers = CopiedLayers(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         """A copy with a step of its own; schedule, report, graphs and compiled programs are shared."""
@@ -91,6 +93,7 @@ class Runtime:
         twin._draws = Ahead(twin._draw)
         twin.selection = self.selection.twin(twin)
         twin.idle_units = IdleUnits(twin)
+        twin.copied_layers = CopiedLayers(twin)
         memo[id(self)] = twin
         return twin
 
@@ -106,6 +109,11 @@ class Runtime:
         if self.schedule.skipped_layers == "inverse_keep" and self.stage.layers < 1:
             return 1.0 / self.stage.layers
         return 1.0
+
+    @property
+    def watches_optimizers(self) -> bool:
+        """Whether something must be done before or after a step of an optimizer."""
+        return self.selection.observes or self.idle_units.protected or self.copied_layers.wanted
 
     def set_step(self, step: int, device: torch.device, model: nn.Module | None = None) -> bool:
         """Puts a step in force. Returns whether a policy ranked units anew for it, which learns from the model."""

@@ -39,6 +39,8 @@ def _known_policy(name: str) -> str:
 
 PolicyName = Annotated[str, AfterValidator(_known_policy)]
 
+PRESETS = ("est", "growing", "stacking")  # those whose stages grow to the whole
+
 _CURVES: dict[str, Callable[[float], float]] = {  # from 0 at 0 to 1 at 1
     "linear": lambda x: x,
     "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
@@ -110,6 +112,8 @@ class Schedule(Settings):
     idle_units: Literal["left_alone", "updated"] | None = None
     # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
+    # what a layer is when it joins: as it was initialised, or a copy of a layer that was trained
+    joining_layers: Literal["initialised", "copies"] = "initialised"
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> Self:
@@ -143,6 +147,33 @@ class Schedule(Settings):
         elif self.ranking == "global" and self.draws == "shared":
             raise ValueError("ranking=global gives layers widths of their own; with draws=shared all keep the same.")
         return self
+
+    @model_validator(mode="after")
+    def _copies_what_is_known(self) -> Self:
+        if not self.copies_layers:
+            return self
+        if self.resample_every != "never" or self.policy in SCORES:
+            raise ValueError(
+                "joining_layers=copies is for layers that stay what they are once they run: with resample_every=never "
+                f"and a policy that ranks nothing; got resample_every={self.resample_every}, policy={self.policy}."
+            )
+        for number, (before, after) in enumerate(pairwise(self.stages), start=2):
+            if after.layers < before.layers:
+                raise ValueError(
+                    f"joining_layers=copies is for depth that grows; stage {number} runs {after.layers} of the layers, "
+                    f"the one before {before.layers}."
+                )
+            if after.layers > before.layers and min(after.heads, after.neurons) < 1 and self.draws != "shared":
+                raise ValueError(
+                    f"in stage {number} copies of layers join with a part of their units, which must be those that the "
+                    "layer they are copied from has trained: use draws=shared."
+                )
+        return self
+
+    @property
+    def copies_layers(self) -> bool:
+        """Whether layers that are not at work follow those that are."""
+        return self.joining_layers == "copies"
 
     @property
     def leaves_idle_alone(self) -> bool:
@@ -237,13 +268,29 @@ class Schedule(Settings):
         return cls(stages=tuple(stages), total_steps=total, resample_every=resample_every, kept_units=kept_units)
 
     @classmethod
+    def stacking(cls, total_steps: int, *, layers: float = 0.5, num_stages: int = 1, whole_from: float = 0.55) -> Self:
+        """A shallow model that becomes a deep one: layers join as copies of those that were trained, beside them.
+
+        The first stage trains the fraction `layers`, evenly spread; after it the depth rises over `num_stages` stages
+        of equal length, until from `whole_from` on (a share of `total_steps`) the whole model is trained. Every layer
+        that joins has the weights of the nearest one before it, and the optimizer's running means (`joining_layers`).
+
+        For a model that is trained from its initialisation: what a trained model holds in its other layers is lost.
+        Raises ScheduleError if the steps are too few for the stages, or a value cannot be.
+        """
+        growing = cls.growing(
+            total_steps, heads=1.0, neurons=1.0, layers=layers, num_stages=num_stages, whole_from=whole_from
+        )
+        return growing.model_copy(update={"joining_layers": "copies"})
+
+    @classmethod
     def for_saving(
         cls,
         model: nn.Module,
         saving: float,
         total_steps: int,
         *,
-        preset: Literal["growing", "est"] = "growing",
+        preset: Literal["growing", "est", "stacking"] = "growing",
         keep: float | None = None,
         batch_size: int = 1,
         seq_len: int = 128,
@@ -274,11 +321,13 @@ class Schedule(Settings):
 
     @classmethod
     def of_preset(cls, preset: str, total_steps: int, keep: float | None = None) -> Self:
-        """`est` or `growing`, with `keep` in place of the preset's own fractions (EST's for layers, too)."""
+        """One of `PRESETS`, with `keep` for its own fractions: of heads and neurons, of layers, with EST of all."""
         if preset == "est":
             return cls.est(total_steps) if keep is None else cls.est(total_steps, keep)
+        if preset == "stacking":
+            return cls.stacking(total_steps) if keep is None else cls.stacking(total_steps, layers=keep)
         if preset != "growing":
-            raise ScheduleError(f"unknown preset {preset!r}; {nearest(str(preset), ('est', 'growing'))}")
+            raise ScheduleError(f"unknown preset {preset!r}; {nearest(str(preset), PRESETS)}")
         return cls.growing(total_steps) if keep is None else cls.growing(total_steps, heads=keep, neurons=keep)
 
     @property

@@ -10,11 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from estfx.draws import draw_layers, draw_units
+from estfx.draws import draw_layers, draw_units, spread_layers
 from estfx.schedule import Schedule, Stage, kept_count
 from estfx.tags import fraction_of
 
-__all__ = ["DrawnLayer", "StepDraw", "UnitScores", "draw_step", "units_kept", "widths", "widths_of_layers"]
+__all__ = [
+    "DrawnLayer",
+    "StepDraw",
+    "UnitScores",
+    "draw_step",
+    "layers_of_stage",
+    "units_kept",
+    "widths",
+    "widths_of_layers",
+]
 
 UnitScores = Mapping[tuple[str, str], NDArray[np.float64]]  # of a module's units, by its path and role
 
@@ -49,9 +58,12 @@ def draw_step(
     droppable = [name for name, layer in layers.items() if layer.droppable]
     running = dict.fromkeys(layers, True)
     if droppable:
-        kept = schedule.layers_kept(stage, len(droppable))
-        always = schedule.layers_always_run(len(droppable))
-        runs = draw_layers(seed=seed, step=step, num_layers=len(droppable), kept=kept, always=always)
+        if schedule.copies_layers:
+            runs = layers_of_stage(schedule, stage_index, [layers[name].sizes for name in droppable])
+        else:
+            kept = schedule.layers_kept(stage, len(droppable))
+            always = schedule.layers_always_run(len(droppable))
+            runs = draw_layers(seed=seed, step=step, num_layers=len(droppable), kept=kept, always=always)
         running |= {name: bool(each) for name, each in zip(droppable, runs, strict=True)}
     drawn: dict[str, dict[str, NDArray[np.int64]]] = {name: {} for name in layers}
     sizes: dict[tuple[str, int], dict[str, None]] = {}  # role and size → the modules that have it
@@ -65,6 +77,19 @@ def draw_step(
             if layer.sizes.get(role) == size:
                 drawn[name][role] = units[layer.path]
     return StepDraw(stage_index, running, drawn)
+
+
+def layers_of_stage(schedule: Schedule, stage_index: int, sizes: Sequence[Mapping[str, int]]) -> NDArray[np.bool_]:
+    """Which of the layers that can be skipped run in a stage, if those that join are copies: booleans by layer.
+
+    They are spread evenly over the layers that have the same units, by `sizes`, so that each has one like it to follow.
+    """
+    groups = [sorted(each.items()) for each in sizes]
+    order = sorted(range(len(groups)), key=lambda layer: groups.index(groups[layer]))
+    places = {layer: place for place, layer in enumerate(order)}
+    counts = [schedule.layers_kept(stage, len(sizes)) for stage in schedule.stages[: stage_index + 1]]
+    spread = spread_layers(len(sizes), counts, [places[each] for each in schedule.layers_always_run(len(sizes))])
+    return spread[[places[layer] for layer in range(len(sizes))]]
 
 
 def _units(

@@ -92,7 +92,7 @@ class TrainSettings(Settings):
         return names
 
 
-_GROWING = ("resample_every", "kept_units")  # what a preset may have of its own beside the stages
+_GROWING = ("resample_every", "kept_units", "joining_layers")  # what a preset may have of its own beside the stages
 
 
 class ScheduleSettings(Settings):
@@ -100,8 +100,9 @@ class ScheduleSettings(Settings):
 
     # est, unless stages are given; growing: a part, drawn once, that grows (resample_every is then never, kept_units
     # as_is, if they are not given); dense: always whole
-    preset: Literal["est", "growing", "constant", "dense"] | None = None
-    keep: Fraction | None = None  # of heads and neurons (and of layers, unless growing); null: 0.5, with growing 0.25
+    preset: Literal["est", "growing", "stacking", "constant", "dense"] | None = None
+    # of heads and neurons (and of layers, unless growing; stacking: of layers alone); null: 0.5, with growing 0.25
+    keep: Fraction | None = None
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None  # in place of a preset
     # how units are drawn; window: neighbours; the best by weighted_gradient_magnitude or weight_magnitude; or your own
     policy: PolicyName = "random"
@@ -118,6 +119,8 @@ class ScheduleSettings(Settings):
     idle_units: Literal["left_alone", "updated"] | None = None
     # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
+    # what a layer is when it joins; copies: of the nearest layer that was trained (layers are then drawn once, evenly)
+    joining_layers: Literal["initialised", "copies"] = "initialised"
 
     @model_validator(mode="after")
     def _preset_or_stages(self) -> Self:

@@ -171,6 +171,29 @@ def test_idle_units_are_left_alone(way: str) -> None:
         assert not torch.equal(first[name], before[name]), name
 
 
+COPIES = Schedule.stacking(9, whole_from=0.45)
+
+
+def stacked(way: str) -> dict[str, torch.Tensor]:
+    """The whole weights after a few steps of layers of which half have joined as copies."""
+    model = evolving(schedule=COPIES)
+    if way == "fsdp":
+        model = sharded(model)
+    outer = DistributedDataParallel(model, find_unused_parameters=True) if way == "ddp" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    train(model, outer, steps=range(7), optimizer=optimizer)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(model, options=options)) if way == "fsdp" else dict(model.state_dict())
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_layers_join_as_copies_as_in_a_single_process(way: str) -> None:
+    alone = stacked("alone")
+    for weights in on_ranks(stacked, way):
+        for name, weight in weights.items():  # of FSDP2 on the first rank alone
+            torch.testing.assert_close(weight, alone[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
 def fsdp_in_other_ways() -> dict[str, Any]:
     found = {}
     model = estfx.transform(sharded(build("llama_grouped", num_hidden_layers=4)), SCHEDULE, compile=False)

@@ -5,12 +5,16 @@
 Losses are in nats a token of held-out text, of the whole model, at the same positions for all arms. A difference is
 taken seed by seed and block by block; its interval holds the middle 95 % of 2,000 bootstrap samples, of seeds and of
 blocks. Where a run has a single seed, the interval is of blocks alone.
+
+What dense reaches in as many seconds as another arm takes is not trained: it lies between dense-short and dense, each
+with its learning rate decayed over its own steps, and is interpolated linearly in the logarithm of the steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import numpy as np
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
-ORDER = ("small", "medium", "large", "long", "ablations", "search", "bpe")
+ORDER = ("tiny", "long", "large", "small", "medium", "ablations", "search", "bpe")
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
 
 
@@ -48,6 +52,30 @@ def difference(one: dict[int, Any], other: dict[int, Any]) -> tuple[float, float
     return float(each_SB.mean()), float(low), float(high), len(seeds)
 
 
+def at_equal_seconds(seeds: dict[int, Any], results: Results) -> dict[int, Any] | None:
+    """By seed, dense's losses in as many seconds as the arm's runs take; None if that is not known.
+
+    The arm's seconds are those of `seconds`, a median over its runs.
+    """
+    ratios = [ratio for ratio in map(seconds, seeds.values()) if ratio is not None]
+    dense, short = results.get("dense", {}), results.get("dense-short", {})
+    both = dense.keys() & short.keys()
+    if not ratios or not both:
+        return None
+    first = min(both)
+    share = short[first]["steps"] / dense[first]["steps"]
+    weight = math.log(float(np.median(ratios)) / share) / math.log(1 / share)  # 0 at dense-short, 1 at dense
+    if not 0 <= weight <= 1:
+        return None
+    return {
+        seed: {
+            "block_losses": (1 - weight) * np.array(short[seed]["block_losses"])
+            + weight * np.array(dense[seed]["block_losses"])
+        }
+        for seed in both
+    }
+
+
 def saved(result: dict[str, Any], dense: dict[str, Any], part: str) -> float:
     """The share of the dense run's FLOPs that a run did not spend, in the layers or in the model."""
     return float(1 - result["whole_steps"][part] / dense["whole_steps"][part])
@@ -66,6 +94,8 @@ def seconds(result: dict[str, Any]) -> float | None:
 def table(experiment: Experiment, results: Results, against: Sequence[str]) -> Iterator[str]:
     """One line an arm."""
     heads = [f"loss minus {other}'s" for other in against]
+    if len(against) == 2:
+        heads.append("minus dense's in equal seconds")
     yield f"| arm | seeds | loss | {' | '.join(heads)} | FLOPs saved, model | layers | next line | identifier | copy |"
     yield f"|---|---|---|{'---|' * len(heads)}---|---|---|---|---|"
     for name, arm in experiment.arms.items():
@@ -76,8 +106,10 @@ def table(experiment: Experiment, results: Results, against: Sequence[str]) -> I
         losses = [np.mean(result["block_losses"]) for result in seeds.values()]
         cells = [f"{name}: {arm.what}", str(len(seeds)), f"{np.mean(losses):.4f}"]
         for other in against:
-            found = None if other == name else difference(seeds, results.get(other, {}))
-            cells.append("" if found is None else f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]")
+            cells.append(_interval(None if other == name else difference(seeds, results.get(other, {}))))
+        if len(against) == 2:
+            equal = None if name in against else at_equal_seconds(seeds, results)
+            cells.append(_interval(difference(seeds, equal or {})))
         first = next(iter(seeds))
         dense = results.get("dense", {}).get(first)
         for part in ("model", "layers"):
@@ -86,6 +118,10 @@ def table(experiment: Experiment, results: Results, against: Sequence[str]) -> I
             right = [answer for result in seeds.values() for answer in result["tasks"].get(task, "")]
             cells.append(f"{right.count('1') / len(right):.1%}" if right else "")
         yield f"| {' | '.join(cells)} |"
+
+
+def _interval(found: tuple[float, float, float, int] | None) -> str:
+    return "" if found is None else f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]"
 
 
 def plot(experiment: Experiment, results: Results, path: Path) -> None:
