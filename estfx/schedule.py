@@ -89,6 +89,11 @@ class Schedule(Settings):
     and are decayed all the while are nearly zero when they join, and may stay so. By default they are left alone if
     the part is drawn once or by a policy that ranks. A skipped layer has no gradient and is left alone in any case.
 
+    `joining_layers` says what a layer is when it joins: as it was initialised, or one of `copies`. Layers are then not
+    drawn: those that run are spread evenly, and every other one follows the nearest before it that runs and has tensors
+    of the same sizes. After each step of an optimizer (of `torch.optim`) it is given its weights, buffers and running
+    means, so that a trained layer joins, beside the one that it is a copy of. What an idle layer held before is lost.
+
     `skipped_layers` says what a kept layer adds to the residual stream while others are skipped: with `identity` its
     update as it is (the paper names no factor), with `inverse_keep` its update divided by the stage's layers
     fraction, so that the expected sum of all updates stays that of the whole model.
@@ -271,12 +276,15 @@ class Schedule(Settings):
     def stacking(cls, total_steps: int, *, layers: float = 0.5, num_stages: int = 1, whole_from: float = 0.55) -> Self:
         """A shallow model that becomes a deep one: layers join as copies of those that were trained, beside them.
 
-        The first stage trains the fraction `layers`, evenly spread; after it the depth rises over `num_stages` stages
-        of equal length, until from `whole_from` on (a share of `total_steps`) the whole model is trained. Every layer
-        that joins has the weights of the nearest one before it, and the optimizer's running means (`joining_layers`).
+        From `whole_from` on (a share of `total_steps`) the whole model is trained; before lie `num_stages` stages of
+        equal length, the first with the fraction `layers` of the layers, evenly spread, the others with ever more.
+        Heads and neurons are whole all along. A layer that joins has the weights of the nearest one before it, and the
+        optimizer's running means (`joining_layers="copies"`).
 
         For a model that is trained from its initialisation: what a trained model holds in its other layers is lost.
         Raises ScheduleError if the steps are too few for the stages, or a value cannot be.
+
+        Source: progressive stacking (Gong et al., ICML 2019), with copies beside their sources.
         """
         growing = cls.growing(
             total_steps, heads=1.0, neurons=1.0, layers=layers, num_stages=num_stages, whole_from=whole_from

@@ -132,6 +132,13 @@ def transform(
         log.warning("layer `%s` runs as it is, always whole: %s", name, reason)
     for level, line in missing(schedule, report):
         log.log(level, line)
+    if schedule.copies_layers and (loaded := getattr(model, "name_or_path", "")):
+        log.warning(
+            "this model was loaded from %s, and the schedule stacks layers (joining_layers='copies'): until a layer "
+            "joins it is overwritten with a copy of another one. That is for a model that is trained from its "
+            "beginning, or a run of this schedule that goes on; for a finished model use another schedule.",
+            loaded,
+        )
     return model
 
 

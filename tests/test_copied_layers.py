@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from architectures import DECODERS, build, tokens
 from foreign_decoders import InList
 from hand_written import VOCABULARY, PreNorm
@@ -224,6 +226,17 @@ def test_a_plan_counts_the_layers_that_run() -> None:
     layer = sum(weight.numel() for weight in layers_of(evolving())[0].parameters())
     assert plan.stages[2].parameters - plan.stages[0].parameters == 2 * layer
     assert plan.stages[0].flops_layers == pytest.approx(plan.stages[2].flops_layers / 2)
+
+
+def test_a_model_that_was_loaded_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    evolving()
+    assert not caplog.records
+    build("gpt2", n_layer=4).save_pretrained(tmp_path / "trained")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "trained")
+    estfx.transform(loaded, COPIES, compile=False, verify=False)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert str(tmp_path / "trained") in warning
+    assert "overwritten" in warning
 
 
 @pytest.mark.parametrize(

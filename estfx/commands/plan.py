@@ -27,10 +27,13 @@ def plan(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="In place of SCHEDULE: est, the paper's stages (the default), or growing."),
+        typer.Option(
+            "--preset", help="In place of SCHEDULE: est, the paper's stages (the default), growing, or stacking."
+        ),
     ] = None,
     keep: Annotated[
-        float | None, typer.Option("--keep", help="Keep fraction of the preset: 0.5 of est, 0.25 of growing.")
+        float | None,
+        typer.Option("--keep", help="Keep fraction of the preset: 0.5 of est and stacking, 0.25 of growing."),
     ] = None,
     target_saving: Annotated[
         float | None,
