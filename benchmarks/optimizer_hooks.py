@@ -1,8 +1,9 @@
-"""What it costs that optimizers leave alone the units that are not at work: a step, and AdamW's part of it.
+"""What it costs that optimizers leave idle units alone, and that idle layers follow others: a step, AdamW's part of it.
 
-    python benchmarks/idle_units.py [--device cuda] [--width 512 --layers 6 --kept 0.25 --batch 8 --length 256]
+    python benchmarks/optimizer_hooks.py [--device cuda] [--width 512 --layers 6 --kept 0.25 --batch 8 --length 256]
 
-A Llama of which a part is drawn once, with `idle_units` "left_alone" and "updated" in turn, and the whole.
+A Llama of which a part of the units is drawn once, with `idle_units` "left_alone" and "updated"; one of which half of
+the layers run, with `joining_layers` "copies" and "initialised"; and the whole, in turn.
 """
 
 from __future__ import annotations
@@ -41,15 +42,19 @@ def main() -> None:
         vocab_size=4096,
     )
     ids = torch.randint(config.vocab_size, (options.batch, options.length), device=device)
-    part = [Stage(start=0, heads=options.kept, neurons=options.kept), Stage(start=1_000_000)]
+    units = (Stage(start=0, heads=options.kept, neurons=options.kept), Stage(start=1_000_000))
+    layers = (Stage(start=0, layers=0.5), Stage(start=1_000_000))
+    schedules: dict[str, dict[str, Any]] = {
+        "units left alone": {"stages": units, "idle_units": "left_alone"},
+        "units updated": {"stages": units, "idle_units": "updated"},
+        "layers follow": {"stages": layers, "joining_layers": "copies"},
+        "layers do not": {"stages": layers},
+        "whole": {"stages": (Stage(start=0),)},
+    }
     arms: dict[str, tuple[Any, Any]] = {}
-    for name, stages, idle in (
-        ("left_alone", part, "left_alone"),
-        ("updated", part, "updated"),
-        ("whole", [Stage(start=0)], "updated"),
-    ):
+    for name, own in schedules.items():
         torch.manual_seed(0)
-        schedule = Schedule(stages=stages, resample_every="never", kept_units="as_is", idle_units=idle)
+        schedule = Schedule(resample_every="never", kept_units="as_is", **own)
         model = estfx.transform(LlamaForCausalLM(config).to(device), schedule, verify=False)
         arms[name] = model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     steps: dict[str, list[float]] = {name: [] for name in arms}
@@ -76,7 +81,7 @@ def main() -> None:
     }
     for name, row in figures.items():
         print(f"{name}: {', '.join(f'{key} {value:.1f}' for key, value in row.items())}")
-    write("idle_units", vars(options), figures)
+    write("optimizer_hooks", vars(options), figures)
 
 
 if __name__ == "__main__":
