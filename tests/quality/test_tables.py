@@ -1,0 +1,48 @@
+"""The tables of the quality experiments."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tables
+from tables import at_equal_seconds, difference, seconds
+
+PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
+
+
+def result(steps, loss, ratios=(1.0,)):
+    """A run of stages of equal length whose steps take so many seconds, and so large a share of the whole's FLOPs."""
+    stages = [
+        {"start": n, "stop": n + 1, "seconds_per_step": ratio, "flops_of_whole_model": ratio}
+        for n, ratio in enumerate(ratios)
+    ]
+    return {"steps": steps, "block_losses": [loss, loss + 1], "stages": stages}
+
+
+def test_dense_in_equal_seconds_lies_between_the_two_that_were_trained():
+    results = {
+        "dense": {0: result(100, 1.0), 1: result(100, 1.1)},
+        "dense-short": {0: result(75, 1.4), 2: result(75, 5.0)},
+        "est": {0: result(100, 1.2, (0.6, 1.0)), 1: result(100, 1.2, (0.6, 1.0))},
+        "slow": {0: result(100, 1.2, (1.4, 1.0))},
+        "constant": {0: result(100, 1.2, (0.6,))},
+    }
+    assert seconds(results["est"][0]) == 0.8
+    (seed,) = at_equal_seconds(results["est"], results)
+    assert seed == 0
+    expected = 1.4 - 0.4 * math.log(0.8 / 0.75) / math.log(1 / 0.75)
+    assert np.allclose(at_equal_seconds(results["est"], results)[0]["block_losses"], [expected, expected + 1])
+    mean, *_ = difference(results["est"], at_equal_seconds(results["est"], results))
+    assert mean == pytest.approx(1.2 - expected)
+    assert at_equal_seconds(results["slow"], results) is None  # which dense was not trained for
+    assert at_equal_seconds(results["constant"], results) is None  # no whole stage to compare with
+    assert at_equal_seconds(results["est"], {"dense": results["dense"]}) is None
+
+
+def test_the_page_is_made_of_the_stored_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "plot", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--out", str(tmp_path / "quality.md")])
+    tables.main()
+    assert (tmp_path / "quality.md").read_text() == PAGE.read_text(), "run python benchmarks/quality/tables.py"
