@@ -23,7 +23,7 @@ import numpy as np
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
-ORDER = ("tiny", "long", "large", "small", "medium", "ablations", "search", "bpe")
+ORDER = ("tiny", "deep", "long", "large", "small", "medium", "ablations", "search", "bpe")
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
 
 
