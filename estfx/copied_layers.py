@@ -29,6 +29,7 @@ class CopiedLayers:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._known: tuple[object, Pairs, Pairs] | None = None  # by what runs and of which tensors
+        self._followed = False  # a step of an optimizer, since the process began
 
     @property
     def wanted(self) -> bool:
@@ -43,8 +44,19 @@ class CopiedLayers:
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not any(id(source) in own for source, _ in parameters):
             return  # an optimizer of something else
+        self._followed = True
         with torch.no_grad():
             _copy([*parameters, *buffers, *_means(optimizer, parameters, own)])
+
+    def warn_if_lost(self, running: Mapping[str, bool], step: int) -> None:
+        """Before a step with these layers, in the midst of a run: warns if some join and none has followed another."""
+        joining = sum(runs and not self._runtime.running[name] for name, runs in running.items())
+        if self.wanted and joining and not self._followed:
+            self._runtime.warn_once(
+                f"{joining} layers join at step {step} as they are, not as copies: no step of an optimizer was "
+                "seen that holds the parameters of the layers that run. It sees optimizers of torch.optim and their "
+                "subclasses, on the model's own parameters (not on master copies, as DeepSpeed makes them)."
+            )
 
     def _pairs(self, model: nn.Module) -> tuple[Pairs, Pairs]:
         runtime = self._runtime

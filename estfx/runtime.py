@@ -125,6 +125,8 @@ class Runtime:
         if ranked:
             self._draws.forget()
         draw = self._draws.of(step)
+        if step - 1 == self.step == self._forward_step:  # in the midst of training
+            self.copied_layers.warn_if_lost(draw.running, step)
         self.step, self.stage_index, self.running, self.drawn = step, draw.stage_index, draw.running, draw.units
         self._indices, self._calls, self._layer_counts = {}, {}, {}
         self._send(device)

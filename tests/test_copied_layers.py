@@ -165,6 +165,31 @@ def test_optimizers_of_other_parameters_copy_what_they_have() -> None:
         assert matrices.state[one].keys() == matrices.state[other].keys()
 
 
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_run_whose_optimizer_is_not_seen_is_warned_when_layers_join(
+    by_hand: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = evolving()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    for step in range(4):
+        model.set_step(step)
+        assert not caplog.records
+        ids = tokens(batch=2)
+        model(input_ids=ids, labels=ids).loss.backward()
+        if by_hand:
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight -= 1e-3 * (weight.grad if weight.grad is not None else 0)
+        else:
+            optimizer.step()
+        if step == 2 and by_hand:
+            break
+    if by_hand:
+        model.set_step(3)
+        (record,) = caplog.records
+        assert "1 layers join at step 3 as they are, not as copies" in record.getMessage()
+
+
 def test_buffers_and_weights_that_layers_share() -> None:
     ids = torch.randint(VOCABULARY, (2, 16))
     two = InList(PreNorm(), PreNorm())
