@@ -308,9 +308,10 @@ class Schedule(Settings):
         """A schedule that saves `saving` of the whole model's training FLOPs: its boundaries are found.
 
         With the preset `growing` it is a part of all layers that is drawn once and then grows, with `est` the paper's
-        stages, drawn anew at every step. At 25 tokens a parameter the former lost less, at 370 the latter (small models
-        and few seeds, see docs/quality.md). `keep` is the fraction of heads and neurons, by default 0.25 and 0.5; EST's
-        is that of layers, too.
+        stages, drawn anew at every step, with `stacking` a shallow model whose layers are copied. With small GPT-2
+        models the first lost least, with Llama none was better than dense for as many FLOPs (docs/quality.md).
+        `keep` is the fraction of heads and neurons, by default 0.25 and 0.5; EST's is that of layers, too, and
+        stacking's that of layers alone, by default 0.5.
 
         `saving` is a share, such as 0.25; that of the layers alone is then higher, since embedding and LM head stay
         whole. `seq_len`, in tokens, is that of training: attention costs more, the longer a sequence is.
