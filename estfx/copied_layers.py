@@ -15,6 +15,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from estfx.optimizer_steps import parameters_held
+
 if TYPE_CHECKING:
     from estfx.runtime import Runtime
 
@@ -41,7 +43,7 @@ class CopiedLayers:
         if not self.wanted or self._runtime.step is None or all(self._runtime.running.values()):
             return
         parameters, buffers = self._pairs(model)
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        own = parameters_held(optimizer)
         if not any(id(source) in own for source, _ in parameters):
             return  # an optimizer of something else
         self._followed = True
@@ -92,8 +94,9 @@ def source_of(path: str, modules: Mapping[str, nn.Module], at_work: Collection[s
     """
     order = list(modules)
     place = order.index(path)
+    wanted = _shapes(modules[path])
     for other in (*reversed(order[:place]), *order[place:]):
-        if other in at_work and _shapes(modules[other]) == _shapes(modules[path]):
+        if other in at_work and _shapes(modules[other]) == wanted:
             return other
     return None
 

@@ -46,8 +46,7 @@ class EvolvingModel:
             layer.__dict__[ATTRIBUTE].look(layer)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
         before = self.stage_index
-        if self._runtime.watches_optimizers:
-            watch(cast("nn.Module", self))
+        watch(cast("nn.Module", self))
         ranked = self._runtime.set_step(step, device, cast("nn.Module", self))
         if self._runtime.agreement.is_due(ranked or self.stage_index != before):
             self._runtime.agreement.check(held_by(self._runtime))

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from estfx.narrowed_parameters import owned_by
+from estfx.optimizer_steps import parameters_held
 from estfx.shards import local_indices, local_part
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class IdleUnits:
         """Before a step of the optimizer: keeps the values that it must not change."""
         if not self.protected or self._runtime.step is None or self._runtime.stage.whole:
             return
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        own = parameters_held(optimizer)
         kept = []
         with torch.no_grad():
             for parameter, dim, idle in self._slices(model):

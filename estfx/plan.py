@@ -105,28 +105,27 @@ def plan(
     costs = LayerCosts(model, layers, decoder, variants, batch_size, seq_len)
     calls = [(info.call, variants[info.program]) for info in decoder.infos.values()]
 
-    sizes = [
-        {role.name: role.axis.size for role in variant.roles.found}
-        for _, variant in calls
+    droppable = {
+        call.name: {role.name: role.axis.size for role in variant.roles.found}
+        for call, variant in calls
         if variant.residuals.droppable
-    ]
+    }
 
     def stage_plan(stage: Stage, start: int, stop: int, index: int | None = None) -> StagePlan:
         """The costs of a stage, of the schedule's if it has an index among them."""
-        droppable = len(sizes)
-        kept = schedule.layers_kept(stage, droppable)
-        chances = [kept / droppable] * droppable if droppable else []
+        kept = schedule.layers_kept(stage, len(droppable))
+        chances = {name: kept / len(droppable) for name in droppable}
         if schedule.copies_layers and index is not None:  # which layers run is known
-            chances = [float(runs) for runs in layers_of_stage(schedule, index, sizes)]
-        known = set(chances) <= {0.0, 1.0}
-        chance = iter(chances)
+            runs_each = layers_of_stage(schedule, index, list(droppable.values()))
+            chances = dict(zip(droppable, map(float, runs_each), strict=True))
+        known = set(chances.values()) <= {0.0, 1.0}
         each = []
         parts: dict[str, float] = {}
-        units = {"heads": (0, 0), "neurons": (0, 0), "layers": (len(calls) - droppable + kept, len(calls))}
+        units = {"heads": (0, 0), "neurons": (0, 0), "layers": (len(calls) - len(droppable) + kept, len(calls))}
         for call, variant in calls:
             counts = stage_counts(schedule, variant.roles, stage)
             inputs = surroundings.inputs[call.name]
-            runs = next(chance) if variant.residuals.droppable else 1.0
+            runs = chances.get(call.name, 1.0)
             each.append((costs.of(call.name, counts, inputs), runs))
             for part, number in costs.forward_parts(call.name, counts, inputs).items():
                 parts[part] = parts.get(part, 0.0) + number * runs

@@ -110,11 +110,6 @@ class Runtime:
             return 1.0 / self.stage.layers
         return 1.0
 
-    @property
-    def watches_optimizers(self) -> bool:
-        """Whether something must be done before or after a step of an optimizer."""
-        return self.selection.observes or self.idle_units.protected or self.copied_layers.wanted
-
     def set_step(self, step: int, device: torch.device, model: nn.Module | None = None) -> bool:
         """Puts a step in force. Returns whether a policy ranked units anew for it, which learns from the model."""
         self.schedule.stage_at(step)  # or it is no step

@@ -308,8 +308,8 @@ class Schedule(Settings):
         """A schedule that saves `saving` of the whole model's training FLOPs: its boundaries are found.
 
         With the preset `growing` it is a part of all layers that is drawn once and then grows, with `est` the paper's
-        stages, drawn anew at every step, with `stacking` a shallow model whose layers are copied. With small models
-        the first lost least in long runs of GPT-2, the last in short runs and with Llama (docs/quality.md).
+        stages, drawn anew at every step, with `stacking` a shallow model whose layers are copied. Which of
+        them loses least depends on the model and on how long it is trained: docs/quality.md has what was measured.
         `keep` is the fraction of heads and neurons, by default 0.25 and 0.5; EST's is that of layers, too, and
         stacking's that of layers alone, by default 0.5.
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from estfx.draws import SCORES, Scores
 from estfx.errors import EstfxError
+from estfx.optimizer_steps import parameters_held
 from estfx.programs import Variant, resolve
 from estfx.step_draw import UnitScores
 from estfx.trace import ATTRIBUTE
@@ -79,7 +80,7 @@ class Selection:
         """Adds what an optimizer is about to apply to the scores of the step in force."""
         if not self.observes or self._runtime.step is None:
             return
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        own = parameters_held(optimizer)
         seen = [
             (path, weight, tensor)
             for path, weight, tensor in self._read(model, self._runtime.running)

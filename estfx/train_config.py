@@ -98,8 +98,8 @@ _GROWING = ("resample_every", "kept_units", "joining_layers")  # what a preset m
 class ScheduleSettings(Settings):
     """A preset, or the stages themselves; the rest as in `Schedule`."""
 
-    # est, unless stages are given; growing: a part, drawn once, that grows (resample_every is then never, kept_units
-    # as_is, if they are not given); dense: always whole
+    # est, unless stages are given; growing: a part, drawn once, that grows; stacking: a part of the layers, and then
+    # copies of them (resample_every is then never, kept_units as_is, if they are not given); dense: always whole
     preset: Literal["est", "growing", "stacking", "constant", "dense"] | None = None
     # of heads and neurons (and of layers, unless growing; stacking: of layers alone); null: 0.5, with growing 0.25
     keep: Fraction | None = None

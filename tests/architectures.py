@@ -60,6 +60,11 @@ DECODERS: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
+def depth(name: str, layers: int) -> dict[str, int]:
+    """The value of a decoder's configuration that gives it so many layers."""
+    return {"n_layer" if "n_layer" in DECODERS[name][1] else "num_hidden_layers": layers}
+
+
 def build(name: str, **overrides: Any) -> nn.Module:
     """The model, in training mode, the same weights at every call."""
     torch.manual_seed(0)

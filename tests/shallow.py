@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from architectures import DECODERS, build
+from architectures import build, depth
 from torch import nn
 from torch.fx import GraphModule
 
@@ -15,8 +15,7 @@ from estfx.trace import Decoder
 
 
 def shallow(name: str, layers: int = 1, **overrides: Any) -> nn.Module:
-    depth = "n_layer" if "n_layer" in DECODERS[name][1] else "num_hidden_layers"
-    return build(name, **{depth: layers}, **overrides)
+    return build(name, **depth(name, layers), **overrides)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from architectures import DECODERS, build, tokens
+from architectures import DECODERS, build, depth, tokens
 from foreign_decoders import InList
 from hand_written import VOCABULARY, PreNorm
 from hypothesis import given
@@ -33,10 +33,6 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "momentum": lambda weights: torch.optim.SGD(weights, lr=1e-2, momentum=0.9),
     "adafactor": lambda weights: torch.optim.Adafactor(weights, lr=1e-2),
 }
-
-
-def depth(name: str, layers: int) -> dict[str, int]:
-    return {"n_layer" if name in ("gpt2", "bloom", "gptj") else "num_hidden_layers": layers}
 
 
 def evolving(name: str = "gpt2", schedule: Schedule = COPIES) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import DECODERS, build, tokens
+from architectures import DECODERS, build, depth, tokens
 from foreign_decoders import InList
 from hand_written import VOCABULARY, PreNorm
 
@@ -25,8 +25,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 def evolving(name: str = "gpt2", schedule: Schedule = GROWING) -> Any:
-    layers = "n_layer" if name in ("gpt2", "bloom", "gptj") else "num_hidden_layers"
-    return estfx.transform(build(name, **{layers: 4}), schedule, compile=False, verify=False)
+    return estfx.transform(build(name, **depth(name, 4)), schedule, compile=False, verify=False)
 
 
 def snapshot(model: Any) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import DECODERS, build, tokens
+from architectures import DECODERS, build, depth, tokens
 from foreign_decoders import InList, Universal
 from hand_written import VOCABULARY, PreNorm
 
@@ -27,8 +27,7 @@ def losses_at(model: Any, steps: tuple[int, ...] = (0, 5, 9)) -> list[float]:
 
 
 def evolving(name: str, schedule: Schedule = GROWING) -> Any:
-    layers = "n_layer" if name in ("gpt2", "bloom", "gptj") else "num_hidden_layers"
-    return estfx.transform(build(name, **{layers: 4}).double(), schedule, compile=False, verify=False)
+    return estfx.transform(build(name, **depth(name, 4)).double(), schedule, compile=False, verify=False)
 
 
 @pytest.mark.parametrize("name", DECODERS)
