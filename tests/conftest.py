@@ -33,6 +33,14 @@ def _policies_are_put_back() -> Iterator[None]:
     POLICIES.update(before)
 
 
+@pytest.fixture(autouse=True)
+def _logging_is_enabled_again() -> Iterator[None]:
+    """A page of the documentation may silence all logs of the process; the next test may read them."""
+    before = logging.root.manager.disable
+    yield
+    logging.disable(before)
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

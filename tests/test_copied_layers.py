@@ -165,7 +165,6 @@ def test_optimizers_of_other_parameters_copy_what_they_have() -> None:
 def test_a_run_whose_optimizer_is_not_seen_is_warned_when_layers_join(
     by_hand: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("WARNING", logger="estfx")
     model = evolving()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     for step in range(4):
@@ -205,7 +204,6 @@ def test_buffers_and_weights_that_layers_share() -> None:
 
 
 def test_a_layer_that_no_other_is_like_joins_as_it_was_initialised(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("WARNING", logger="estfx")
     ids = torch.randint(VOCABULARY, (2, 16))
     two = InList(PreNorm(), PreNorm())
     two.layers[1].register_parameter("own", torch.nn.Parameter(torch.zeros(2)))
@@ -252,7 +250,6 @@ def test_a_plan_counts_the_layers_that_run() -> None:
 
 
 def test_a_model_that_was_loaded_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("WARNING", logger="estfx")
     evolving()
     assert not caplog.records
     build("gpt2", n_layer=4).save_pretrained(tmp_path / "trained")
