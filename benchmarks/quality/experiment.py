@@ -57,6 +57,7 @@ class Experiment(Settings):
     title: str
     run: Mapping[str, Any]  # settings of estfx train that all arms share
     arms: Mapping[str, Arm]
+    main: bool = False  # in the table of all sizes
     beside: str | None = None  # the experiment with the same run whose arms stand in the table too
     seeds: Annotated[Sequence[int], AfterValidator(tuple)] = (0, 1, 2)
     held_out_blocks: Annotated[int, Field(ge=1)] = 1024  # for the loss after training, spread over the held-out text

@@ -7,7 +7,8 @@ taken seed by seed and block by block; its interval holds the middle 95 % of 2,0
 blocks. Where a run has a single seed, the interval is of blocks alone.
 
 What dense reaches in as many seconds as another arm takes is not trained: it lies between dense-short and dense, each
-with its learning rate decayed over its own steps, and is interpolated linearly in the logarithm of the steps.
+with its learning rate decayed over its own steps, and is interpolated linearly in the logarithm of the steps. So is the
+number of steps after which dense reaches an arm's loss, from which follows what the arm saves at equal loss.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
 ORDER = ("tiny", "deep", "long", "large", "small", "medium", "ablations", "search", "bpe")
+SMALLER = ("est", "constant", "grown", "stacked")  # arms of the main experiments, beside dense and its shorter run
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
 
 
@@ -42,12 +44,7 @@ def difference(one: dict[int, Any], other: dict[int, Any]) -> tuple[float, float
     if not seeds:
         return None
     each_SB = np.array([np.subtract(one[seed]["block_losses"], other[seed]["block_losses"]) for seed in seeds])
-    rng = np.random.default_rng(0)
-    means = []
-    for _ in range(SAMPLES):
-        rows = rng.integers(len(seeds), size=len(seeds))
-        columns = rng.integers(each_SB.shape[1], size=each_SB.shape[1])
-        means.append(each_SB[rows][:, columns].mean())
+    means = [each_SB[rows][:, columns].mean() for rows, columns in _samples(each_SB.shape)]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(each_SB.mean()), float(low), float(high), len(seeds)
 
@@ -76,6 +73,45 @@ def at_equal_seconds(seeds: dict[int, Any], results: Results) -> dict[int, Any] 
     }
 
 
+def saved_at_equal_loss(seeds: dict[int, Any], results: Results) -> tuple[float, float, float] | None:
+    """What an arm saves of the FLOPs with which dense reaches the arm's loss, and the ends of its interval.
+
+    None unless dense and dense-short are known for one of the arm's seeds, with dense the better of the two.
+    """
+    dense, short = results.get("dense", {}), results.get("dense-short", {})
+    same = sorted(seeds.keys() & dense.keys() & short.keys())
+    if not same:
+        return None
+    first = same[0]
+    spent = seeds[first]["whole_steps"]["model"] / dense[first]["whole_steps"]["model"]
+    share = short[first]["steps"] / dense[first]["steps"]
+    lost_SB, lost_by_short_SB = (
+        np.array([np.subtract(arm[seed]["block_losses"], dense[seed]["block_losses"]) for seed in same])
+        for arm in (seeds, short)
+    )
+
+    def saving(lost: float, lost_by_short: float) -> float:
+        steps = share ** (lost / lost_by_short)  # that dense needs, over those that it has
+        return float(1 - spent / steps)
+
+    if lost_by_short_SB.mean() <= 0:
+        return None
+    samples = [
+        saving(lost_SB[rows][:, columns].mean(), lost_by_short_SB[rows][:, columns].mean())
+        for rows, columns in _samples(lost_SB.shape)
+    ]
+    low, high = np.quantile(samples, (0.025, 0.975))
+    return saving(lost_SB.mean(), lost_by_short_SB.mean()), float(low), float(high)
+
+
+def _samples(shape: tuple[int, int]) -> Iterator[tuple[Any, Any]]:
+    """Seeds and blocks, drawn with replacement."""
+    rng = np.random.default_rng(0)
+    num_seeds, num_blocks = shape
+    for _ in range(SAMPLES):
+        yield rng.integers(num_seeds, size=num_seeds), rng.integers(num_blocks, size=num_blocks)
+
+
 def saved(result: dict[str, Any], dense: dict[str, Any], part: str) -> float:
     """The share of the dense run's FLOPs that a run did not spend, in the layers or in the model."""
     return float(1 - result["whole_steps"][part] / dense["whole_steps"][part])
@@ -96,12 +132,15 @@ def table(experiment: Experiment, results: Results, against: Sequence[str]) -> I
     heads = [f"loss minus {other}'s" for other in against]
     if len(against) == 2:
         heads.append("minus dense's in equal seconds")
-    yield f"| arm | seeds | loss | {' | '.join(heads)} | FLOPs saved, model | layers | next line | identifier | copy |"
-    yield f"|---|---|---|{'---|' * len(heads)}---|---|---|---|---|"
+    heads += ["FLOPs saved, model", "layers", "seconds saved"]
+    if len(against) == 2:
+        heads.append("FLOPs saved at equal loss")
+    yield f"| arm | seeds | loss | {' | '.join(heads)} | next line | identifier | copy |"
+    yield f"|---|---|---|{'---|' * len(heads)}---|---|---|"
     for name, arm in experiment.arms.items():
         seeds = results.get(name)
         if not seeds:
-            yield f"| {name}: {arm.what} | none yet |{' |' * (len(heads) + 6)}"
+            yield f"| {name}: {arm.what} | none yet |{' |' * (len(heads) + 4)}"
             continue
         losses = [np.mean(result["block_losses"]) for result in seeds.values()]
         cells = [f"{name}: {arm.what}", str(len(seeds)), f"{np.mean(losses):.4f}"]
@@ -114,6 +153,9 @@ def table(experiment: Experiment, results: Results, against: Sequence[str]) -> I
         dense = results.get("dense", {}).get(first)
         for part in ("model", "layers"):
             cells.append("" if dense is None else f"{saved(seeds[first], dense, part):.1%}")
+        cells.append(_seconds_saved(seeds))
+        if len(against) == 2:
+            cells.append("" if name in against else _saving(saved_at_equal_loss(seeds, results)))
         for task in ("next line", "identifier", "copy"):
             right = [answer for result in seeds.values() for answer in result["tasks"].get(task, "")]
             cells.append(f"{right.count('1') / len(right):.1%}" if right else "")
@@ -122,6 +164,45 @@ def table(experiment: Experiment, results: Results, against: Sequence[str]) -> I
 
 def _interval(found: tuple[float, float, float, int] | None) -> str:
     return "" if found is None else f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]"
+
+
+def _seconds_saved(seeds: dict[int, Any]) -> str:
+    """The median of an arm's runs, against as many steps of the whole; nothing where none of its steps is smaller."""
+    ratios = [ratio for ratio in map(seconds, seeds.values()) if ratio is not None and ratio != 1.0]
+    return f"{1 - np.median(ratios):.1%}" if ratios else ""
+
+
+def _saving(found: tuple[float, float, float] | None) -> str:
+    if found is None:
+        return ""
+    return "none" if found[0] < 0 else f"{found[0]:.1%} [{found[1]:.1%}, {found[2]:.1%}]"
+
+
+def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
+    """One line for every experiment and arm that is smaller than dense for a while."""
+    heads = ("seeds", "loss minus dense's", "holds", "FLOPs saved", "seconds saved", "FLOPs saved at equal loss")
+    yield f"| model | tokens a parameter | arm | {' | '.join(heads)} |"
+    yield f"|---|---|---|{'---|' * len(heads)}"
+    for experiment, results in experiments:
+        dense = results["dense"]
+        one = next(iter(dense.values()))
+        for name in SMALLER:
+            seeds = results.get(name, {})
+            against = difference(seeds, dense)
+            if against is None:
+                continue
+            cells = [
+                experiment.title,
+                f"{one['tokens'] / one['parameters']:.0f}",
+                name,
+                str(against[3]),
+                _interval(against),
+                "yes" if against[1] <= 0 else "no",
+                f"{saved(seeds[min(seeds)], one, 'model'):.1%}",
+                _seconds_saved(seeds),
+                _saving(saved_at_equal_loss(seeds, results)),
+            ]
+            yield f"| {' | '.join(cells)} |"
 
 
 def plot(experiment: Experiment, results: Results, path: Path) -> None:
@@ -161,9 +242,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quality.md")
     arguments = parser.parse_args()
     folder = Path(__file__).parent
-    lines = [(folder / "page.md").read_text(encoding="utf-8").rstrip(), ""]
-    for path in sorted((folder / "experiments").glob("*.yaml"), key=_place):
-        experiment, results = Experiment.from_yaml(path), stored(path.stem)
+    every = [
+        (path.stem, Experiment.from_yaml(path), stored(path.stem))
+        for path in sorted((folder / "experiments").glob("*.yaml"), key=_place)
+    ]
+    main_ones = [(experiment, results) for _, experiment, results in every if experiment.main and "dense" in results]
+    page = (folder / "page.md").read_text(encoding="utf-8")
+    lines = [page.replace("{{ summary }}", "\n".join(summary(main_ones))).rstrip(), ""]
+    for name, experiment, results in every:
         if not results:
             continue
         if experiment.beside is not None:
@@ -173,13 +259,7 @@ def main() -> None:
         lines += [f"## {experiment.title}", ""]
         against = [arm for arm in ("dense", "dense-short") if arm in experiment.arms]
         lines += [*table(experiment, results, against), ""]
-        ratios = [r for seeds in results.values() for r in map(seconds, seeds.values()) if r is not None and r < 0.99]
-        if ratios:
-            lines += [
-                f"Seconds of growing arms over as many whole steps, by medians within each run: {_range(ratios)}.",
-                "",
-            ]
-        picture = arguments.out.parent / "images" / f"quality-{path.stem}.svg"
+        picture = arguments.out.parent / "images" / f"quality-{name}.svg"
         plot(experiment, results, picture)
         lines += [f"![Held-out loss against FLOPs](images/{picture.name})", ""]
     arguments.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
@@ -189,10 +269,6 @@ def main() -> None:
 def _place(path: Path) -> tuple[int, str]:
     """Experiments stand in the order of what their names begin with."""
     return ORDER.index(path.stem.split("-")[0]), path.stem
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"{np.median(values):.3f} ({min(values):.3f} to {max(values):.3f}, {len(values)} runs)"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tables
-from tables import at_equal_seconds, difference, seconds
+from experiment import Experiment
+from tables import at_equal_seconds, difference, saved_at_equal_loss, seconds
 
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 
@@ -39,6 +40,39 @@ def test_dense_in_equal_seconds_lies_between_the_two_that_were_trained():
     assert at_equal_seconds(results["slow"], results) is None  # which dense was not trained for
     assert at_equal_seconds(results["constant"], results) is None  # no whole stage to compare with
     assert at_equal_seconds(results["est"], {"dense": results["dense"]}) is None
+
+
+def with_flops(steps, loss, share=1.0):
+    return result(steps, loss) | {"whole_steps": {"model": share * steps, "layers": share * steps}}
+
+
+def test_what_is_saved_at_equal_loss_is_by_the_steps_that_dense_would_need():
+    results = {"dense": {0: with_flops(100, 1.0)}, "dense-short": {0: with_flops(75, 1.4)}}
+
+    def saving(loss, share):
+        return saved_at_equal_loss({0: with_flops(100, loss, share)}, results)
+
+    assert saving(1.0, 0.75) == pytest.approx((0.25,) * 3)  # as good as dense
+    assert saving(1.4, 0.75) == pytest.approx((0.0,) * 3)  # as good as dense with as many FLOPs
+    assert saving(1.2, 0.75) == pytest.approx((1 - 0.75**0.5,) * 3)  # dense needs 100 * 0.75 ** 0.5 steps
+    assert saving(1.8, 0.75)[0] < 0 < saving(0.9, 0.75)[0] - 0.25
+    other_seed = {1: with_flops(100, 1.0, 0.75)}
+    assert saved_at_equal_loss(other_seed, results) is None
+    worse = {"dense": results["dense-short"], "dense-short": results["dense"]}
+    assert saved_at_equal_loss({0: with_flops(100, 1.0, 0.75)}, worse) is None
+
+
+def test_an_arm_holds_if_its_interval_reaches_down_to_dense():
+    def lines(*losses):
+        runs = {n: {"tokens": 1000, "parameters": 10} | with_flops(100, loss, 0.75) for n, loss in enumerate(losses)}
+        dense = {n: {"tokens": 1000, "parameters": 10} | with_flops(100, 1.0) for n in range(3)}
+        experiment = Experiment(title="A model", run={}, arms={"dense": {"what": "it"}, "est": {"what": "part of it"}})
+        return list(tables.summary([(experiment, {"dense": dense, "est": runs})]))[2:]
+
+    assert lines() == []
+    assert lines(1.1) == ["| A model | 100 | est | 1 | +0.1000 [+0.1000, +0.1000] | no | 25.0% |  |  |"]
+    assert "| yes |" in lines(0.9, 1.1, 1.2)[0]
+    assert "| yes |" in lines(0.9)[0]
 
 
 def test_the_page_is_made_of_the_stored_results(tmp_path, monkeypatch):
