@@ -26,7 +26,8 @@ MATHEMATICAL = re.compile(r"cannot be skipped: it mixes several residual streams
 def examine(model_type: str, experts: str | None = None) -> Row:
     """Builds, runs, transforms and trains; a failure is a result too, under `failed` and `error`."""
     import estfx
-    from estfx.schedule import Schedule, Stage
+    from estfx.schedule import Schedule
+    from estfx.stage import Stage
 
     torch.set_num_threads(1)
     row: Row = {"type": model_type}

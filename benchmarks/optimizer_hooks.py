@@ -19,7 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import estfx
 from estfx.bench.meters import synchronize
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 import estfx
 from estfx.bench.meters import synchronize
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 HALF = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5), Stage(start=1_000_000)])
 

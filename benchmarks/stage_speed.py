@@ -21,7 +21,8 @@ from transformers import GPT2Config, GPT2Model
 
 import estfx
 from estfx.bench.meters import memory_of, synchronize
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 STAGES = Schedule(
     stages=[

@@ -8,7 +8,8 @@ from estfx.errors import EstfxError, ScheduleError, TraceError, UnsupportedModel
 from estfx.evolving import EvolvingModel
 from estfx.plan import Plan, plan
 from estfx.report import Report, inspect
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.subnetwork import Subnetwork
 from estfx.trace import Decoder, trace
 from estfx.transform import restore, transform

@@ -17,8 +17,9 @@ from estfx.joining import zero_joining
 from estfx.optimizer_steps import watch
 from estfx.report import Report
 from estfx.runtime import Runtime
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
 from estfx.selection import Selection
+from estfx.stage import Stage
 from estfx.subnetwork import Subnetwork
 from estfx.trace import ATTRIBUTE
 from estfx.warmup import warm_up

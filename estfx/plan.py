@@ -13,7 +13,8 @@ from estfx.layer_names import LayerPatterns
 from estfx.parameters_at_work import CallAtWork, parameters_at_work
 from estfx.programs import analysed
 from estfx.runtime import possible_counts, stage_counts
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.step_draw import layers_of_stage
 from estfx.trace import trace
 

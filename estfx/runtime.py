@@ -27,8 +27,9 @@ from estfx.made_with import drawn_layers, drawn_of
 from estfx.narrowed_parameters import narrowed_parameters
 from estfx.programs import Counts, Program, Variant
 from estfx.report import Report
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
 from estfx.selection import Selection
+from estfx.stage import Stage
 from estfx.step_draw import StepDraw, draw_step, units_kept, widths_of_layers
 from estfx.subnetwork import Subnetwork
 

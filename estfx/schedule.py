@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from decimal import ROUND_HALF_UP, Decimal
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -14,18 +11,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from estfx.draws import POLICIES, SCORES
 from estfx.errors import EstfxError, ScheduleError
+from estfx.schedule_presets import est_stages, growing_stages
 from estfx.settings import Settings, nearest
+from estfx.stage import Count, Share, Stage, checked_step, checked_total, kept_count
 
 if TYPE_CHECKING:
     from torch import nn
 
     from estfx.layer_names import LayerPatterns
 
-__all__ = ["Count", "Fraction", "PolicyName", "Schedule", "Share", "Stage", "checked_step", "kept_count"]
-
-Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+__all__ = ["PRESETS", "PolicyName", "Schedule"]
 
 
 def _known_policy(name: str) -> str:
@@ -40,31 +35,6 @@ def _known_policy(name: str) -> str:
 PolicyName = Annotated[str, AfterValidator(_known_policy)]
 
 PRESETS = ("est", "growing", "stacking")  # those whose stages grow to the whole
-
-_CURVES: dict[str, Callable[[float], float]] = {  # from 0 at 0 to 1 at 1
-    "linear": lambda x: x,
-    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
-    "cubic": lambda x: 1 - (1 - x) ** 3,
-}
-
-# EST (arXiv 2406.06962): the first two stages end at 20k and 70k of 150k steps
-_EST_STAGE_2, _EST_STAGE_3, _EST_STEPS = 20, 70, 150
-
-
-class Stage(Settings):
-    """What is kept from step `start` on, until the next stage starts."""
-
-    error: ClassVar[type[EstfxError]] = ScheduleError
-
-    start: int = Field(ge=0, strict=True)  # first optimizer step of the stage
-    heads: Fraction = 1.0  # of the attention heads of each layer that runs (and channels of recurrent mixers)
-    neurons: Fraction = 1.0  # of the MLP neurons of each layer that runs
-    layers: Fraction = 1.0  # of the layers; the others are skipped
-
-    @property
-    def whole(self) -> bool:
-        """Whether the stage trains the whole model."""
-        return self.heads == self.neurons == self.layers == 1.0
 
 
 class Schedule(Settings):
@@ -193,26 +163,13 @@ class Schedule(Settings):
 
         The boundaries lie at 20/150 and 70/150 of the run. At `keep=0.5` that saves 26.67 % of the layers' FLOPs.
         """
-        total = _checked_total(total_steps)
-        second, third = round(total * _EST_STAGE_2 / _EST_STEPS), round(total * _EST_STAGE_3 / _EST_STEPS)
-        if not 0 < second < third < total:
-            raise ScheduleError(
-                f"total_steps={total} is too short for three stages: they would start at 0, {second} and {third}. "
-                "Use at least 4 steps, or write the stages yourself: Schedule(stages=[...])."
-            )
-        return cls(
-            stages=(
-                Stage(start=0, heads=keep, neurons=keep, layers=keep),
-                Stage(start=second, heads=keep, neurons=keep),
-                Stage(start=third),
-            ),
-            total_steps=total,
-        )
+        total = checked_total(total_steps)
+        return cls(stages=est_stages(total, keep), total_steps=total)
 
     @classmethod
     def constant(cls, keep: float, total_steps: int | None = None) -> Self:
         """One stage with one keep fraction for heads, neurons and layers: the control at equal FLOPs."""
-        total = None if total_steps is None else _checked_total(total_steps)
+        total = None if total_steps is None else checked_total(total_steps)
         return cls(stages=(Stage(start=0, heads=keep, neurons=keep, layers=keep),), total_steps=total)
 
     @classmethod
@@ -244,33 +201,16 @@ class Schedule(Settings):
 
         Raises ScheduleError if the steps are too few for the stages, or a value cannot be.
         """
-        total = _checked_total(total_steps)
-        if curve not in _CURVES:
-            raise ScheduleError(f"unknown curve {curve!r}; {nearest(str(curve), _CURVES)}")
-        if not 0 <= whole_until < whole_from <= 1:
-            raise ScheduleError(
-                f"whole_until={whole_until} and whole_from={whole_from} are shares of the run: they must rise, and lie "
-                "between 0 and 1."
-            )
-        if _whole_number(num_stages) is None or num_stages < 1:
-            raise ScheduleError(f"num_stages must be a whole number of at least 1, got {num_stages!r}.")
-        begins, ends = round(total * whole_until), round(total * whole_from)
-        stages = [Stage(start=0)] if begins > 0 else []
-        for number in range(num_stages):
-            grown = _CURVES[curve](number / num_stages)
-            fractions = {
-                name: least + (1 - least) * grown
-                for name, least in (("heads", heads), ("neurons", neurons), ("layers", layers))
-            }
-            stages.append(Stage(start=begins + (ends - begins) * number // num_stages, **fractions))
-        if ends < total:
-            stages.append(Stage(start=ends))
-        if any(after.start <= before.start for before, after in pairwise(stages)):
-            raise ScheduleError(
-                f"{total} steps are too few: {num_stages} stages would start at "
-                f"{', '.join(str(stage.start) for stage in stages)}. Use fewer stages."
-            )
-        return cls(stages=tuple(stages), total_steps=total, resample_every=resample_every, kept_units=kept_units)
+        total = checked_total(total_steps)
+        stages = growing_stages(
+            total,
+            {"heads": heads, "neurons": neurons, "layers": layers},
+            curve=curve,
+            num_stages=num_stages,
+            whole_until=whole_until,
+            whole_from=whole_from,
+        )
+        return cls(stages=stages, total_steps=total, resample_every=resample_every, kept_units=kept_units)
 
     @classmethod
     def stacking(cls, total_steps: int, *, layers: float = 0.5, num_stages: int = 1, whole_from: float = 0.55) -> Self:
@@ -370,41 +310,3 @@ class Schedule(Settings):
         """
         index = bisect_right(self.stages, checked_step(step), key=lambda stage: stage.start) - 1
         return index, self.stages[index]
-
-
-def checked_step(step: object) -> int:
-    """Returns `step` as an int; numpy's and torch's whole numbers will do. Raises ScheduleError otherwise."""
-    number = _whole_number(step)
-    if number is None or number < 0:
-        raise ScheduleError(f"a step counts optimizer steps from 0; it must be a whole number, got {step!r}.")
-    return number
-
-
-def kept_count(size: int, fraction: float, multiple_of: int = 1) -> int:
-    """How many of `size` units are kept: the multiple of `multiple_of` nearest to `fraction * size`.
-
-    Halves are rounded up. It is at least one multiple, at most `size`, and all of `size` when the fraction is 1.
-    The fraction is read as the decimal that it prints as: 0.29 of 50 is 14.5, hence 15.
-    """
-    if size < 1 or multiple_of < 1 or not 0 < fraction <= 1:
-        raise ScheduleError(f"cannot keep a fraction of {fraction} of {size} units in multiples of {multiple_of}.")
-    if fraction == 1:
-        return size
-    exact = Decimal(repr(float(fraction))) * size / multiple_of
-    return min(size, multiple_of * max(1, int(exact.to_integral_value(ROUND_HALF_UP))))
-
-
-def _checked_total(total_steps: object) -> int:
-    number = _whole_number(total_steps)
-    if number is None or number < 1:
-        raise ScheduleError(f"total_steps must be a whole number of at least 1, got {total_steps!r}.")
-    return number
-
-
-def _whole_number(value: object) -> int | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # the TypeError is what tells us
-    except (TypeError, RuntimeError):  # torch raises RuntimeError for tensors of more than one element
-        return None

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estfx.draws import draw_layers, draw_units, spread_layers
-from estfx.schedule import Schedule, Stage, kept_count
+from estfx.schedule import Schedule
+from estfx.stage import Stage, kept_count
 from estfx.tags import fraction_of
 
 __all__ = [

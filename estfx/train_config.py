@@ -10,8 +10,9 @@ from estfx.documents import STANDARD_LIBRARY
 from estfx.draws import SCORES
 from estfx.model_presets import small_options
 from estfx.model_spec import merged_options, model_types, parse_options
-from estfx.schedule import Count, Fraction, PolicyName, Schedule, Share, Stage
+from estfx.schedule import PolicyName, Schedule
 from estfx.settings import Settings, SettingsError, nearest
+from estfx.stage import Count, Fraction, Share, Stage
 from estfx.text_data import BYTES, tokens_of
 
 __all__ = ["DataSettings", "ModelSettings", "RunConfig", "ScheduleSettings", "TrainSettings"]

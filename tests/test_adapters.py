@@ -12,7 +12,8 @@ from hand_written import HIDDEN, NEURONS, Residual, Stack, stream
 from torch import nn
 
 import estfx
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.structure import Snapshot, changed_places, changes
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.6, neurons=0.5), Stage(start=10)])

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import estfx
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.6, neurons=0.5, layers=0.5), Stage(start=10)])
 NARROW, WHOLE = 0, 10  # steps

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 import estfx
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 IDS = torch.randint(VOCABULARY, (3, 17), generator=torch.Generator().manual_seed(0))
 Join = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -14,7 +14,8 @@ from torch._dynamo.utils import counters
 
 import estfx
 from estfx.recompute import RecomputeGathers
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 STAGES = Schedule(
     stages=[

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 import estfx
 from estfx.draws import spread_layers
 from estfx.errors import ScheduleError
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.step_draw import layers_of_stage
 
 STAGES = (Stage(start=0, layers=0.5), Stage(start=3, layers=0.75), Stage(start=6))

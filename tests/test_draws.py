@@ -9,7 +9,8 @@ import estfx
 from estfx.draws import Draw, _smallest, draw_layers, draw_units
 from estfx.errors import EstfxError
 from estfx.made_with import drawn_layers
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.step_draw import draw_step
 
 policies = st.sampled_from(["random", "window"])

@@ -7,7 +7,8 @@ from hand_written import Block, Decoder, PreNorm
 
 from estfx.dump import dump
 from estfx.errors import ScheduleError
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 SCHEDULE = Schedule(
     stages=[Stage(start=0, heads=0.4, neurons=0.5, layers=0.67), Stage(start=7, heads=0.4), Stage(start=9)]

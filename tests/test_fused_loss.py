@@ -14,7 +14,8 @@ from torch.nn import functional as F
 import estfx
 from estfx import fused_loss
 from estfx.fused_loss import DeferredLogits
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 pytestmark = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has no linear_cross_entropy")
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=10)])

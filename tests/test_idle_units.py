@@ -13,7 +13,8 @@ from foreign_decoders import InList
 from hand_written import VOCABULARY, PreNorm
 
 import estfx
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 STAGES = (Stage(start=0, heads=0.5, neurons=0.25, layers=0.5), Stage(start=4, heads=0.5, neurons=0.5), Stage(start=8))
 GROWING = Schedule(stages=STAGES, resample_every="never", kept_units="as_is")

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import estfx
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.unread import without_unread
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.67, neurons=0.5), Stage(start=10)])

@@ -7,7 +7,8 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 import estfx
 from estfx.learning_rate import LearningRate
 from estfx.model_spec import build_model
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.train_config import RunConfig
 
 TOTAL, WARMUP = 60, 6

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from estfx.made_with import differences
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 
 def schedule(*stages: Stage, **changes: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from hand_written import Residual, Stack, stream
 
 import estfx
 from estfx.report import AxisReport, LayerReport, Report
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.transform import missing
 
 EST = Schedule.est(total_steps=30)

@@ -16,7 +16,8 @@ from torch._dynamo.utils import counters
 
 import estfx
 from estfx.outside import ATTRIBUTE
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 STAGES = Schedule(
     stages=[

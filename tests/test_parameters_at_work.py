@@ -11,7 +11,8 @@ from hand_written import VOCABULARY
 
 import estfx
 from estfx.parameters_at_work import chance_to_run
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 SCHEDULE = Schedule(
     stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=10, heads=0.4), Stage(start=20)],

@@ -8,7 +8,8 @@ from architectures import DECODERS, build, from_transformers, tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 import estfx
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 B, T = 3, 32
 HALF = Schedule.est(150)

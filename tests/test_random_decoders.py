@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import estfx
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 HIDDEN = 20
 

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import estfx
-from estfx.schedule import Schedule, Stage, kept_count
+from estfx.schedule import Schedule
+from estfx.stage import Stage, kept_count
 
 SCHEDULE = Schedule(
     stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=10, heads=0.4), Stage(start=20)]

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import estfx
 from estfx.draws import draw_units
 from estfx.programs import Variant
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.step_draw import widths
 
 WHOLE = (Stage(start=0),)

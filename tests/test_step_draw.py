@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import estfx
 from estfx.errors import ScheduleError
 from estfx.made_with import drawn_layers, made_with
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.step_draw import draw_step, units_kept
 
 STAGES = (Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=4, heads=0.5, neurons=0.3), Stage(start=8))

@@ -1,7 +1,8 @@
 import pytest
 
 from estfx.errors import EstfxError
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.train_config import RunConfig
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 import estfx
 from estfx.meta_run import NumbersHaveValues
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.67), Stage(start=10)])
 

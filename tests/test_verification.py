@@ -11,7 +11,8 @@ from torch import nn
 
 import estfx
 from estfx.graphs import arguments
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 from estfx.verification import relative_error, worst_error
 from estfx.walk import RULES
 

@@ -22,8 +22,9 @@ from pydantic import AfterValidator, Field, model_validator
 import estfx
 from estfx.model_spec import build_model
 from estfx.plan import Plan
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
 from estfx.settings import Settings, SettingsError, nearest
+from estfx.stage import Stage
 from estfx.target_saving import schedule_saving
 from estfx.train_config import RunConfig
 

@@ -18,8 +18,9 @@ from estfx import tags
 from estfx.bench.settings import BenchSettings
 from estfx.programs import Counts, Variant, analysed, resolve
 from estfx.runtime import stage_counts
-from estfx.schedule import Schedule, Stage, kept_count
+from estfx.schedule import Schedule
 from estfx.signature import flatten
+from estfx.stage import Stage, kept_count
 from estfx.trace import Decoder, trace
 
 __all__ = ["Arm", "build_arms"]

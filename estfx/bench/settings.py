@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from estfx.schedule import Count, Fraction
 from estfx.settings import Settings, nearest
+from estfx.stage import Count, Fraction
 from estfx.train_config import ModelSettings
 
 __all__ = ["ARMS", "REFERENCE", "BenchSettings"]

@@ -15,8 +15,9 @@ from estfx.passes import analysis, specialisation
 from estfx.pipeline import run_passes
 from estfx.programs import Counts, Variant, analysed
 from estfx.runtime import stage_counts
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
 from estfx.settings import nearest
+from estfx.stage import Stage
 from estfx.trace import trace
 
 __all__ = ["KindGraph", "StageGraphs", "pass_names", "stage_graphs"]

@@ -22,8 +22,9 @@ from estfx.errors import EstfxError
 from estfx.made_with import differences, made_with
 from estfx.narrowed_parameters import numbers_left_out
 from estfx.plan import Plan
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
 from estfx.selection import Selection
+from estfx.stage import Stage
 
 __all__ = ["EvolvingCallback"]
 

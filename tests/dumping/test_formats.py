@@ -20,7 +20,8 @@ import estfx
 from estfx.dump import dump
 from estfx.dumping.stage_graphs import pass_names, stage_graphs
 from estfx.errors import EstfxError
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 

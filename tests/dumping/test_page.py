@@ -15,7 +15,8 @@ from architectures import build
 from hand_written import Decoder, GatedMlp, GroupedAttention, PreNorm
 
 from estfx.dump import dump
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=9)], total_steps=10)
 

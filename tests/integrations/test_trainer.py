@@ -18,7 +18,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 import estfx
 from estfx.integrations.transformers import EvolvingCallback
 from estfx.narrowed_parameters import numbers_left_out
-from estfx.schedule import Schedule, Stage
+from estfx.schedule import Schedule
+from estfx.stage import Stage
 
 STEPS = 9
 SCHEDULE = Schedule(
