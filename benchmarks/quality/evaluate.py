@@ -31,7 +31,7 @@ def block_losses(model: Any, tokens_N: np.ndarray, seq_len: int, num_blocks: int
     losses: list[float] = []
     with torch.inference_mode():
         for start in range(0, len(blocks_NT), ROWS):
-            tokens_BT = torch.from_numpy(blocks_NT[start : start + ROWS])
+            tokens_BT = torch.from_numpy(blocks_NT[start : start + ROWS]).to(model.device)
             logits_BTV = model(input_ids=tokens_BT).logits[:, :-1].float()
             each = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none")
             losses += each.view(len(tokens_BT), -1).mean(dim=1).tolist()
@@ -54,7 +54,7 @@ def ranked(model: Any, items: Sequence[Item]) -> list[bool]:
             rows = [[*item.context, *choice] for choice in item.choices]
             longest = max(map(len, rows))
             tokens_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-            log_p_BTV = model(input_ids=tokens_BT).logits.float().log_softmax(dim=-1)
+            log_p_BTV = model(input_ids=tokens_BT.to(model.device)).logits.float().log_softmax(dim=-1).cpu()
             start = len(item.context)
             scores = [
                 log_p_BTV[row, start - 1 : start - 1 + len(choice)].gather(1, torch.tensor(choice)[:, None]).mean()

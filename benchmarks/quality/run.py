@@ -138,6 +138,7 @@ def refuse_another(run: Run, config: RunConfig) -> None:
 def _result(run: Run, experiment: Experiment, config: RunConfig, model: Path, steps: int) -> dict[str, Any]:
     """What is kept of a run, with the weights in `model`, which have seen so many steps."""
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     tokens = tokens_of(config.data.tokenizer)
     length = config.data.seq_len
     texts = held_out_of(documents(config.data.sources, config.data.column))
