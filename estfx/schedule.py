@@ -34,7 +34,7 @@ def _known_policy(name: str) -> str:
 
 PolicyName = Annotated[str, AfterValidator(_known_policy)]
 
-PRESETS = ("est", "growing", "stacking")  # those whose stages grow to the whole
+PRESETS = ("est", "growing", "stacking", "compound")  # those whose stages grow to the whole
 
 
 class Schedule(Settings):
@@ -213,13 +213,23 @@ class Schedule(Settings):
         return cls(stages=stages, total_steps=total, resample_every=resample_every, kept_units=kept_units)
 
     @classmethod
-    def stacking(cls, total_steps: int, *, layers: float = 0.5, num_stages: int = 1, whole_from: float = 0.55) -> Self:
+    def stacking(
+        cls,
+        total_steps: int,
+        *,
+        layers: float = 0.5,
+        heads: float = 1.0,
+        neurons: float = 1.0,
+        num_stages: int = 1,
+        whole_from: float = 0.55,
+    ) -> Self:
         """A shallow model that becomes a deep one: layers join as copies of those that were trained, beside them.
 
         From `whole_from` on (a share of `total_steps`) the whole model is trained; before lie `num_stages` stages of
         equal length, the first with the fraction `layers` of the layers, evenly spread, the others with ever more.
-        Heads and neurons are whole all along. A layer that joins has the weights of the nearest one before it, and the
-        optimizer's running means (`joining_layers="copies"`).
+        A layer that joins has the weights of the nearest one before it, and the optimizer's running means
+        (`joining_layers="copies"`). Heads and neurons are whole all along, unless their fractions say that they grow
+        too; with several stages all layers then keep the same ones (`draws="shared"`).
 
         For a model that is trained from its initialisation: what a trained model holds in its other layers is lost.
         Raises ScheduleError if the steps are too few for the stages, or a value cannot be.
@@ -227,9 +237,25 @@ class Schedule(Settings):
         Source: progressive stacking (Gong et al., ICML 2019), with copies beside their sources.
         """
         growing = cls.growing(
-            total_steps, heads=1.0, neurons=1.0, layers=layers, num_stages=num_stages, whole_from=whole_from
+            total_steps, heads=heads, neurons=neurons, layers=layers, num_stages=num_stages, whole_from=whole_from
         )
-        return growing.model_copy(update={"joining_layers": "copies"})
+        shared = num_stages > 1 and min(heads, neurons) < 1  # layers then join with a part of their units
+        copies = {"joining_layers": "copies", "draws": "shared" if shared else "per_layer"}
+        return growing.model_copy(update=copies)
+
+    @classmethod
+    def compound(cls, total_steps: int, *, keep: float = 0.5, whole_from: float = 0.36) -> Self:
+        """A model that is shallow and narrow at first, and then whole: `stacking` of layers whose units grow, too.
+
+        `keep` is the fraction of layers, of heads and of neurons, with which a step costs about `keep ** 2` of the
+        layers' FLOPs. By default a quarter of the FLOPs is saved.
+
+        For a model that is trained from its initialisation, as `stacking` is. Raises ScheduleError if the steps are too
+        few, or a value cannot be.
+
+        Source: compound growth (Gu et al., NAACL 2021).
+        """
+        return cls.stacking(total_steps, layers=keep, heads=keep, neurons=keep, whole_from=whole_from)
 
     @classmethod
     def for_saving(
@@ -238,7 +264,7 @@ class Schedule(Settings):
         saving: float,
         total_steps: int,
         *,
-        preset: Literal["growing", "est", "stacking"] = "growing",
+        preset: Literal["growing", "est", "stacking", "compound"] = "growing",
         keep: float | None = None,
         batch_size: int = 1,
         seq_len: int = 128,
@@ -248,10 +274,10 @@ class Schedule(Settings):
         """A schedule that saves `saving` of the whole model's training FLOPs: its boundaries are found.
 
         With the preset `growing` it is a part of all layers that is drawn once and then grows, with `est` the paper's
-        stages, drawn anew at every step, with `stacking` a shallow model whose layers are copied. Which of
-        them loses least depends on the model and on how long it is trained: docs/quality.md has what was measured.
-        `keep` is the fraction of heads and neurons, by default 0.25 and 0.5; EST's is that of layers, too, and
-        stacking's that of layers alone, by default 0.5.
+        stages, drawn anew at every step, with `stacking` a shallow model whose layers are copied, with `compound` one
+        that is narrow, too. Which of them loses least depends on the model and on how long it is trained:
+        docs/quality.md has what was measured. `keep` is the fraction of heads and neurons with `growing` (by default
+        0.25), of layers with `stacking`, of all of them with `est` and `compound` (0.5).
 
         `saving` is a share, such as 0.25; that of the layers alone is then higher, since embedding and LM head stay
         whole. `seq_len`, in tokens, is that of training: attention costs more, the longer a sequence is.
@@ -270,9 +296,11 @@ class Schedule(Settings):
 
     @classmethod
     def of_preset(cls, preset: str, total_steps: int, keep: float | None = None) -> Self:
-        """One of `PRESETS`, with `keep` for its own fractions: of heads and neurons, of layers, with EST of all."""
+        """One of `PRESETS`, with `keep` for its own fractions, as `for_saving` has it."""
         if preset == "est":
             return cls.est(total_steps) if keep is None else cls.est(total_steps, keep)
+        if preset == "compound":
+            return cls.compound(total_steps) if keep is None else cls.compound(total_steps, keep=keep)
         if preset == "stacking":
             return cls.stacking(total_steps) if keep is None else cls.stacking(total_steps, layers=keep)
         if preset != "growing":

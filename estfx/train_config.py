@@ -100,9 +100,10 @@ class ScheduleSettings(Settings):
     """A preset, or the stages themselves; the rest as in `Schedule`."""
 
     # est, unless stages are given; growing: a part, drawn once, that grows; stacking: a part of the layers, and then
-    # copies of them (resample_every is then never, kept_units as_is, if they are not given); dense: always whole
-    preset: Literal["est", "growing", "stacking", "constant", "dense"] | None = None
-    # of heads and neurons (and of layers, unless growing; stacking: of layers alone); null: 0.5, with growing 0.25
+    # copies of them; compound: the same with a part of heads and neurons (for the three, resample_every is never and
+    # kept_units as_is, if they are not given); dense: always whole
+    preset: Literal["est", "growing", "stacking", "compound", "constant", "dense"] | None = None
+    # of layers, heads and neurons, with growing of heads and neurons, with stacking of layers; null: 0.5, growing 0.25
     keep: Fraction | None = None
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None  # in place of a preset
     # how units are drawn; window: neighbours; the best by weighted_gradient_magnitude or weight_magnitude; or your own

@@ -123,6 +123,31 @@ def test_it_trains_what_a_shallow_model_and_then_a_deeper_one_train(name: str) -
     assert losses == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
+def test_narrow_layers_join_as_they_would_in_a_shallow_model_that_grew(name: str) -> None:
+    narrow = {"heads": 0.5, "neurons": 0.5}
+    shared = Schedule.compound(6, whole_from=0.5).model_copy(update={"draws": "shared"})
+    model = evolving(name, shared)
+    start = copy.deepcopy(estfx.restore(copy.deepcopy(model)))
+    own = OPTIMIZERS["adamw"](model.parameters())
+    losses = []
+    for step in range(6):
+        model.set_step(step)
+        losses.append(one_step(model, own, step))
+    shallow, _ = stacked(start, OPTIMIZERS["adamw"](start.parameters()), (0, 2), name)
+    width = shared.model_copy(update={"stages": (Stage(start=0, **narrow),), "joining_layers": "initialised"})
+    shallow = estfx.transform(shallow, width, compile=False, verify=False)
+    optimizer = OPTIMIZERS["adamw"](shallow.parameters())
+    by_hand = []
+    for step in range(3):
+        shallow.set_step(step)
+        by_hand.append(one_step(shallow, optimizer, step))
+    deep, optimizer = stacked(shallow, optimizer, (0, 0, 1, 1), name)
+    by_hand += [one_step(deep, optimizer, step) for step in range(3, 6)]
+    assert losses == pytest.approx(by_hand, rel=1e-5)
+    assert len({f"{loss:.4f}" for loss in losses}) == 6
+
+
 @pytest.mark.parametrize("stopped", [2, 3, 5, 6, 7])
 def test_a_run_goes_on_from_any_checkpoint_as_if_it_had_not_stopped(stopped: int) -> None:
     model = evolving()
@@ -281,6 +306,13 @@ def test_the_preset() -> None:
     assert schedule.copies_layers
     assert Schedule.of_preset("stacking", 100, 0.25).stages[0].layers == 0.25
     assert [stage.layers for stage in Schedule.stacking(100, layers=0.25, num_stages=3).stages] == [0.25, 0.5, 0.75, 1]
+    both = Schedule.of_preset("compound", 100)
+    assert both == Schedule.compound(100) == Schedule.of_preset("compound", 100, 0.5)
+    assert (both.joining_layers, both.draws) == ("copies", "per_layer")
+    assert [tuple(dict(stage).values()) for stage in both.stages] == [(0, 0.5, 0.5, 0.5), (36, 1.0, 1.0, 1.0)]
+    several = Schedule.stacking(100, layers=0.5, neurons=0.5, num_stages=2)
+    assert several.draws == "shared"
+    assert Schedule.model_validate(several.model_dump()) == several  # what is refused, no copy of a model brings in
 
 
 @given(st.integers(1, 40), st.data())

@@ -25,7 +25,13 @@ from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
 ORDER = ("base", "tiny", "deep", "long", "large", "small", "medium", "ablations", "search", "bpe")
-SMALLER = ("est", "constant", "grown", "stacked", "compound")  # arms of the main experiments, beside dense and its shorter run
+SMALLER = (
+    "est",
+    "constant",
+    "grown",
+    "stacked",
+    "compound",
+)  # arms of the main experiments, beside dense and its shorter run
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
 
 

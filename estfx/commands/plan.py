@@ -28,12 +28,13 @@ def plan(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", help="In place of SCHEDULE: est, the paper's stages (the default), growing, or stacking."
+            "--preset",
+            help="In place of SCHEDULE: est, the paper's stages (the default), growing, stacking, or compound.",
         ),
     ] = None,
     keep: Annotated[
         float | None,
-        typer.Option("--keep", help="Keep fraction of the preset: 0.5 of est and stacking, 0.25 of growing."),
+        typer.Option("--keep", help="Keep fraction of the preset: 0.25 of growing, 0.5 of the others."),
     ] = None,
     target_saving: Annotated[
         float | None,
