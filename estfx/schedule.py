@@ -264,7 +264,7 @@ class Schedule(Settings):
         saving: float,
         total_steps: int,
         *,
-        preset: Literal["growing", "est", "stacking", "compound"] = "growing",
+        preset: Literal["est", "growing", "stacking", "compound"] | None = None,
         keep: float | None = None,
         batch_size: int = 1,
         seq_len: int = 128,
@@ -273,11 +273,11 @@ class Schedule(Settings):
     ) -> Self:
         """A schedule that saves `saving` of the whole model's training FLOPs: its boundaries are found.
 
-        With the preset `growing` it is a part of all layers that is drawn once and then grows, with `est` the paper's
-        stages, drawn anew at every step, with `stacking` a shallow model whose layers are copied, with `compound` one
-        that is narrow, too. Which of them loses least depends on the model and on how long it is trained:
-        docs/quality.md has what was measured. `keep` is the fraction of heads and neurons with `growing` (by default
-        0.25), of layers with `stacking`, of all of them with `est` and `compound` (0.5).
+        With the preset `compound` it is a shallow and narrow model that grows, with `stacking` one that is shallow
+        alone, with `growing` one that is narrow alone, with `est` the paper's stages, drawn anew at every step. Without
+        one it is `compound`, which lost least where it was measured (docs/quality.md); but `growing` for a model that
+        was loaded, since the other two overwrite layers. `keep` is the fraction of heads and neurons with `growing` (by
+        default 0.25), of layers with `stacking`, of all of them with `est` and `compound` (0.5).
 
         `saving` is a share, such as 0.25; that of the layers alone is then higher, since embedding and LM head stay
         whole. `seq_len`, in tokens, is that of training: attention costs more, the longer a sequence is.
@@ -288,6 +288,8 @@ class Schedule(Settings):
         from estfx.plan import plan  # which needs schedules
         from estfx.target_saving import schedule_saving
 
+        if preset is None:
+            preset = "growing" if getattr(model, "name_or_path", "") else "compound"
         schedule = cls.of_preset(preset, total_steps, keep)
         found = plan(
             model, schedule, batch_size=batch_size, seq_len=seq_len, example_inputs=example_inputs, layers=layers
