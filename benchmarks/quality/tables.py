@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from behind import lag_table, steps_needed
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
@@ -92,8 +93,7 @@ def saved_at_equal_loss(seeds: dict[int, Any], results: Results) -> tuple[float,
     )
 
     def saving(lost: float, lost_by_short: float) -> float:
-        steps = share ** (lost / lost_by_short)  # that dense needs, over those that it has
-        return float(1 - spent / steps)
+        return float(1 - spent / steps_needed(lost, lost_by_short, share))
 
     if lost_by_short_SB.mean() <= 0:
         return None
@@ -248,21 +248,26 @@ def main() -> None:
         for path in sorted((folder / "experiments").glob("*.yaml"), key=_place)
     ]
     main_ones = [(experiment, results) for _, experiment, results in every if experiment.main and "dense" in results]
-    page = (folder / "page.md").read_text(encoding="utf-8")
-    lines = [page.replace("{{ summary }}", "\n".join(summary(main_ones))).rstrip(), ""]
-    for name, experiment, results in every:
-        if not results:
+    lags, sections = [], []
+    for name, experiment, own in every:
+        if not own:
             continue
+        results = own
         if experiment.beside is not None:
             other = Experiment.from_yaml(found(experiment.beside))
             experiment = experiment.model_copy(update={"arms": {**other.arms, **experiment.arms}})
-            results = stored(experiment.beside) | results
-        lines += [f"## {experiment.title}", ""]
+            results = stored(experiment.beside) | own
+        lags.append((experiment.title, own, results))
+        sections += [f"## {experiment.title}", ""]
         against = [arm for arm in ("dense", "dense-short") if arm in experiment.arms]
-        lines += [*table(experiment, results, against), ""]
+        sections += [*table(experiment, results, against), ""]
         picture = arguments.out.parent / "images" / f"quality-{name}.svg"
         plot(experiment, results, picture)
-        lines += [f"![Held-out loss against FLOPs](images/{picture.name})", ""]
+        sections += [f"![Held-out loss against FLOPs](images/{picture.name})", ""]
+    page = (folder / "page.md").read_text(encoding="utf-8")
+    for word, lines in (("summary", summary(main_ones)), ("lags", lag_table(lags))):
+        page = page.replace(f"{{{{ {word} }}}}", "\n".join(lines))
+    lines = [page.rstrip(), "", *sections]
     arguments.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
 

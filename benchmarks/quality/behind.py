@@ -1,0 +1,135 @@
+"""How many steps an arm is behind dense, while it is trained and at its end: where a saving's loss comes from.
+
+All arms of an experiment see the same data in the same order, so that the difference of their training losses at a step
+has little noise. What it means in steps is read off dense's own course: a + b · step ** -c, fitted to its training
+losses while its learning rate is held, by least squares. An arm whose loss at step 700 is that of dense at 580 is
+120 steps behind. At the end, where the learning rate has fallen, they follow from how many steps dense needs, its own
+learning rate decayed over them, to have the arm's held-out loss (`steps_needed`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from estfx.learning_rate import DECAY
+
+__all__ = ["Course", "Lag", "lag_of", "lag_table", "steps_behind", "steps_needed"]
+
+SHAPE = "warmup_stable_decay"
+WINDOW = 0.05  # the share of the run over which differences are averaged
+EXPONENTS = np.linspace(0.05, 2.0, 79)
+Results = Mapping[str, Mapping[int, dict[str, Any]]]  # arm → seed
+SAME = ("total_steps", "batch_size", "learning_rate", "learning_rate_shape", "weight_decay")  # as dense has it
+
+
+@dataclass(frozen=True)
+class Course:
+    """A training loss by the step: floor + scale · step ** -exponent."""
+
+    floor: float
+    scale: float
+    exponent: float
+
+    @classmethod
+    def of(cls, result: dict[str, Any]) -> Course:
+        """The course of a run whose learning rate is held until it falls, from its warm-up until then."""
+        last = (1 - DECAY) * result["steps"]
+        held = [(step, loss) for step, loss in result["train_loss"] if 1.5 * WINDOW * result["steps"] <= step < last]
+        steps_N, losses_N = map(np.array, zip(*held, strict=True))
+        fits = []
+        for exponent in EXPONENTS:
+            terms_N2 = np.stack([np.ones(len(steps_N)), steps_N**-exponent], axis=1)
+            (floor, scale), *_ = np.linalg.lstsq(terms_N2, losses_N, rcond=None)
+            error = float(((terms_N2 @ [floor, scale] - losses_N) ** 2).sum())
+            fits.append((error, cls(float(floor), float(scale), float(exponent))))
+        return min(fits, key=lambda fit: fit[0])[1]
+
+    def step_of(self, step: float, more: float) -> float:
+        """Where the loss is `more` above that at `step`."""
+        above = self.scale * step**-self.exponent + more
+        return (above / self.scale) ** (-1 / self.exponent) if above > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Steps behind dense: on average over seeds."""
+
+    seeds: int
+    grown_at: int  # the step at which the whole model begins to be trained
+    saved: float  # steps of the whole model whose FLOPs were not spent
+    before: float  # as that step comes
+    after: float  # when the model has been whole for the window
+    held: float  # as the learning rate begins to fall
+    end: float | None  # None without dense-short
+
+
+def steps_behind(arm: dict[str, Any], dense: dict[str, Any], course: Course, until: float) -> float:
+    """By how many steps the arm is behind in the window that ends at the step `until`."""
+    begins = until - WINDOW * dense["steps"]
+    of_dense = {step: loss for step, loss in dense["train_loss"] if begins <= step < until}
+    more = np.mean([loss - of_dense[step] for step, loss in arm["train_loss"] if step in of_dense])
+    middle = until - WINDOW * dense["steps"] / 2
+    return float(middle - course.step_of(middle, float(more)))
+
+
+def steps_needed(lost: float, lost_by_short: float, share: float) -> float:
+    """The share of its steps after which dense has lost as much, if it loses `lost_by_short` with `share` of them."""
+    return float(share ** (lost / lost_by_short))
+
+
+def lag_of(seeds: Mapping[int, dict[str, Any]], results: Results) -> Lag | None:
+    """How an arm falls behind dense and catches up; None if its steps cannot be set against dense's.
+
+    They can if it is trained as dense is, with a learning rate that is held, in stages of which the last alone is the
+    whole model, and if that begins before the learning rate falls.
+    """
+    dense, short = results.get("dense", {}), results.get("dense-short", {})
+    found = []
+    for seed in sorted(seeds.keys() & dense.keys()):
+        arm, whole = seeds[seed], dense[seed]
+        settings, its = (run["config"]["train"] for run in (arm, whole))
+        held = (1 - DECAY) * whole["steps"]
+        grown_at = arm["stages"][-1]["start"]
+        if any(settings.get(name) != its.get(name) for name in SAME) or its.get("learning_rate_shape") != SHAPE:
+            return None
+        parts = [stage["flops_of_whole_model"] for stage in arm["stages"]]
+        if len(parts) == 1 or parts[-1] != 1.0 or max(parts[:-1]) == 1.0 or grown_at + WINDOW * whole["steps"] > held:
+            return None
+        course = Course.of(whole)
+        moments = (grown_at, grown_at + 2 * WINDOW * whole["steps"], held)
+        found.append([steps_behind(arm, whole, course, until) for until in moments])
+    if not found:
+        return None
+    both = sorted(seeds.keys() & dense.keys() & short.keys())
+    end = None
+    if both:
+        lost, lost_by_short = (
+            float(np.mean([np.subtract(one[seed]["block_losses"], dense[seed]["block_losses"]) for seed in both]))
+            for one in (seeds, short)
+        )
+        share = short[both[0]]["steps"] / dense[both[0]]["steps"]
+        end = dense[both[0]]["steps"] * (1 - steps_needed(lost, lost_by_short, share)) if lost_by_short > 0 else None
+    saved = whole["whole_steps"]["model"] - arm["whole_steps"]["model"]
+    return Lag(len(found), grown_at, saved, *(float(mean) for mean in np.mean(found, axis=0)), end)
+
+
+def lag_table(experiments: Iterable[tuple[str, Results, Results]]) -> Iterator[str]:
+    """One line for every arm whose lag is known. Of an experiment: its title, its arms, and them with those beside."""
+    heads = ("model", "arm", "seeds", "steps", "whole from", "steps saved", "behind when it grows")
+    yield f"| {' | '.join(heads)} | a tenth of the run later | when the rate falls | at the end |"
+    yield f"|{'---|' * (len(heads) + 3)}"
+    for title, own, results in experiments:
+        for arm, seeds in own.items():
+            lag = lag_of(seeds, results)
+            if lag is None:
+                continue
+            steps = next(iter(seeds.values()))["steps"]
+            cells = [title, arm, str(lag.seeds), f"{steps:,}", f"{lag.grown_at:,}"]
+            behind = (lag.saved, lag.before, lag.after, lag.held, lag.end)
+            cells += ["" if number is None else f"{number:,.0f}" for number in behind]
+            yield f"| {' | '.join(cells)} |"
