@@ -93,15 +93,20 @@ class TrainSettings(Settings):
         return names
 
 
-_GROWING = ("resample_every", "kept_units", "joining_layers")  # what a preset may have of its own beside the stages
+_GROWING = (
+    "resample_every",
+    "kept_units",
+    "joining_layers",
+    "draws",
+)  # what a preset may have of its own beside the stages
 
 
 class ScheduleSettings(Settings):
     """A preset, or the stages themselves; the rest as in `Schedule`."""
 
     # est, unless stages are given; growing: a part, drawn once, that grows; stacking: a part of the layers, and then
-    # copies of them; compound: the same with a part of heads and neurons (for the three, resample_every is never and
-    # kept_units as_is, if they are not given); dense: always whole
+    # copies of them; compound: with a part of heads and neurons too, in two steps (for the three, resample_every is
+    # never and kept_units as_is, if they are not given); dense: always whole
     preset: Literal["est", "growing", "stacking", "compound", "constant", "dense"] | None = None
     # of layers, heads and neurons, with growing of heads and neurons, with stacking of layers; null: 0.5, growing 0.25
     keep: Fraction | None = None

@@ -126,7 +126,7 @@ def test_it_trains_what_a_shallow_model_and_then_a_deeper_one_train(name: str) -
 @pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
 def test_narrow_layers_join_as_they_would_in_a_shallow_model_that_grew(name: str) -> None:
     narrow = {"heads": 0.5, "neurons": 0.5}
-    shared = Schedule.compound(6, whole_from=0.5).model_copy(update={"draws": "shared"})
+    shared = Schedule.compound(6, num_stages=1, whole_from=0.5).model_copy(update={"draws": "shared"})
     model = evolving(name, shared)
     start = copy.deepcopy(estfx.restore(copy.deepcopy(model)))
     own = OPTIMIZERS["adamw"](model.parameters())
@@ -308,8 +308,13 @@ def test_the_preset() -> None:
     assert [stage.layers for stage in Schedule.stacking(100, layers=0.25, num_stages=3).stages] == [0.25, 0.5, 0.75, 1]
     both = Schedule.of_preset("compound", 100)
     assert both == Schedule.compound(100) == Schedule.of_preset("compound", 100, 0.5)
-    assert (both.joining_layers, both.draws) == ("copies", "per_layer")
-    assert [tuple(dict(stage).values()) for stage in both.stages] == [(0, 0.5, 0.5, 0.5), (36, 1.0, 1.0, 1.0)]
+    assert (both.joining_layers, both.draws) == ("copies", "shared")
+    fractions = [(0, 0.5, 0.5, 0.5), (22, 0.75, 0.75, 0.75), (45, 1.0, 1.0, 1.0)]
+    assert [tuple(dict(stage).values()) for stage in both.stages] == fractions
+    at_once = Schedule.compound(100, num_stages=1, whole_from=0.36)
+    assert at_once.draws == "per_layer"
+    assert [tuple(dict(stage).values()) for stage in at_once.stages] == [fractions[0], (36, 1.0, 1.0, 1.0)]
+    assert Schedule.compound(100, keep=0.25, num_stages=3).stages[1].heads == 0.5
     several = Schedule.stacking(100, layers=0.5, neurons=0.5, num_stages=2)
     assert several.draws == "shared"
     assert Schedule.model_validate(several.model_dump()) == several  # what is refused, no copy of a model brings in

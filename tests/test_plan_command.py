@@ -82,7 +82,7 @@ def test_a_saving_that_cannot_be_is_refused() -> None:
 def test_a_schedule_is_made_for_a_saving() -> None:
     model = build("llama_grouped")
     compound = Schedule.for_saving(model, 0.25, 3000, batch_size=2, seq_len=12)
-    assert [(stage.heads, stage.layers) for stage in compound.stages] == [(0.5, 0.5), (1.0, 1.0)]
+    assert [(stage.heads, stage.layers) for stage in compound.stages] == [(0.5, 0.5), (0.75, 0.75), (1.0, 1.0)]
     assert compound.copies_layers
     assert 0.25 <= planned(compound).saving_model < 0.251
     model.name_or_path = "a folder with weights that copies would overwrite"
