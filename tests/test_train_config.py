@@ -1,6 +1,6 @@
 import pytest
 
-from estfx.errors import EstfxError
+from estfx.errors import EstfxError, ScheduleError
 from estfx.schedule import Schedule
 from estfx.stage import Stage
 from estfx.train_config import RunConfig
@@ -40,6 +40,14 @@ def test_a_growing_part_is_drawn_once_unless_told():
         assert config.resolved().schedule.build(300) == Schedule.growing(300, heads=keep, neurons=keep)
     anew = RunConfig.load(None, ["schedule.preset=growing", "schedule.resample_every=1"]).schedule.build(100)
     assert (anew.resample_every, anew.kept_units) == (1, "as_is")
+
+
+def test_compound_growth_draws_the_same_units_in_all_layers_unless_that_is_refused():
+    schedule = RunConfig.load(None, ["schedule.preset=compound"]).schedule.build(100)
+    assert schedule == Schedule.compound(100)
+    own = RunConfig.load(None, ["schedule.preset=compound", "schedule.draws=per_layer"])
+    with pytest.raises(ScheduleError, match="use draws=shared"):
+        own.schedule.build(100)
 
 
 def test_a_constant_schedule_keeps_half_unless_told():
