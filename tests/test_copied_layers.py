@@ -123,29 +123,33 @@ def test_it_trains_what_a_shallow_model_and_then_a_deeper_one_train(name: str) -
     assert losses == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.parametrize("copies", [((0, 0, 1, 1),), ((0, 0, 1), (0, 1, 2, 2))])
 @pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
-def test_narrow_layers_join_as_they_would_in_a_shallow_model_that_grew(name: str) -> None:
-    narrow = {"heads": 0.5, "neurons": 0.5}
-    shared = Schedule.compound(6, num_stages=1, whole_from=0.5).model_copy(update={"draws": "shared"})
-    model = evolving(name, shared)
+def test_narrow_layers_join_as_they_would_in_a_shallow_model_that_grew(
+    name: str, copies: tuple[tuple[int, ...], ...]
+) -> None:
+    num_stages = len(copies)
+    schedule = Schedule.compound(6 * num_stages, num_stages=num_stages, whole_from=0.5)
+    schedule = schedule.model_copy(update={"draws": "shared"})
+    model = evolving(name, schedule)
     start = copy.deepcopy(estfx.restore(copy.deepcopy(model)))
     own = OPTIMIZERS["adamw"](model.parameters())
     losses = []
-    for step in range(6):
+    for step in range(6 * num_stages):
         model.set_step(step)
         losses.append(one_step(model, own, step))
-    shallow, _ = stacked(start, OPTIMIZERS["adamw"](start.parameters()), (0, 2), name)
-    width = shared.model_copy(update={"stages": (Stage(start=0, **narrow),), "joining_layers": "initialised"})
-    shallow = estfx.transform(shallow, width, compile=False, verify=False)
-    optimizer = OPTIMIZERS["adamw"](shallow.parameters())
+    grown, optimizer = start, OPTIMIZERS["adamw"](start.parameters())
     by_hand = []
-    for step in range(3):
-        shallow.set_step(step)
-        by_hand.append(one_step(shallow, optimizer, step))
-    deep, optimizer = stacked(shallow, optimizer, (0, 0, 1, 1), name)
-    by_hand += [one_step(deep, optimizer, step) for step in range(3, 6)]
+    for number, sources in enumerate(((0, 2), *copies)):
+        grown, optimizer = stacked(grown, optimizer, sources, name)
+        width = schedule.stages[number].model_copy(update={"start": 0, "layers": 1.0})
+        alone = schedule.model_copy(update={"stages": (width,), "joining_layers": "initialised"})
+        grown = estfx.transform(grown, alone, compile=False, verify=False)
+        for step in range(3 * number, 3 * number + 3 if number < num_stages else 6 * num_stages):
+            grown.set_step(step)
+            by_hand.append(one_step(grown, optimizer, step))
     assert losses == pytest.approx(by_hand, rel=1e-5)
-    assert len({f"{loss:.4f}" for loss in losses}) == 6
+    assert len({f"{loss:.4f}" for loss in losses}) == 6 * num_stages
 
 
 @pytest.mark.parametrize("stopped", [2, 3, 5, 6, 7])
