@@ -18,12 +18,13 @@ import numpy as np
 
 from estfx.learning_rate import DECAY
 
-__all__ = ["Course", "Lag", "lag_of", "lag_table", "steps_behind", "steps_needed"]
+__all__ = ["Course", "Lag", "lag_of", "lag_table", "lags_over_time", "steps_behind", "steps_needed"]
 
 SHAPE = "warmup_stable_decay"
 WINDOW = 0.05  # the share of the run over which differences are averaged
 EXPONENTS = np.linspace(0.05, 2.0, 79)
-Results = Mapping[str, Mapping[int, dict[str, Any]]]  # arm → seed
+Runs = Mapping[int, dict[str, Any]]  # an arm's, by seed
+Results = Mapping[str, Runs]  # by arm
 SAME = ("total_steps", "batch_size", "learning_rate", "learning_rate_shape", "weight_decay")  # as dense has it
 
 
@@ -38,8 +39,8 @@ class Course:
     @classmethod
     def of(cls, result: dict[str, Any]) -> Course:
         """The course of a run whose learning rate is held until it falls, from its warm-up until then."""
-        last = (1 - DECAY) * result["steps"]
-        held = [(step, loss) for step, loss in result["train_loss"] if 1.5 * WINDOW * result["steps"] <= step < last]
+        first, last = 1.5 * WINDOW * result["steps"], _held(result)
+        held = [(step, loss) for step, loss in result["train_loss"] if first <= step < last]
         steps_N, losses_N = map(np.array, zip(*held, strict=True))
         fits = []
         for exponent in EXPONENTS:
@@ -82,26 +83,53 @@ def steps_needed(lost: float, lost_by_short: float, share: float) -> float:
     return float(share ** (lost / lost_by_short))
 
 
-def lag_of(seeds: Mapping[int, dict[str, Any]], results: Results) -> Lag | None:
-    """How an arm falls behind dense and catches up; None if its steps cannot be set against dense's.
+def comparable(arm: dict[str, Any], dense: dict[str, Any]) -> bool:
+    """Whether an arm's steps can be set against dense's.
 
     They can if it is trained as dense is, with a learning rate that is held, in stages of which the last alone is the
     whole model, and if that begins before the learning rate falls.
     """
+    settings, its = (run["config"]["train"] for run in (arm, dense))
+    if its.get("learning_rate_shape") != SHAPE or any(settings.get(name) != its.get(name) for name in SAME):
+        return False
+    *parts, last = (stage["flops_of_whole_model"] for stage in arm["stages"])
+    grown_at = arm["stages"][-1]["start"]
+    return bool(parts) and last == 1.0 > max(parts) and grown_at + 2 * WINDOW * dense["steps"] <= _held(dense)
+
+
+def _held(dense: dict[str, Any]) -> float:
+    """Until when the learning rate is held."""
+    return float((1 - DECAY) * dense["steps"])
+
+
+def lags_over_time(seeds: Runs, dense: Runs) -> list[tuple[float, float]]:
+    """The steps behind dense at the end of each window while the learning rate is held: means over seeds."""
+    both = [(seeds[seed], dense[seed]) for seed in sorted(seeds.keys() & dense.keys())]
+    if not both or not all(comparable(arm, whole) for arm, whole in both):
+        return []
+    window = WINDOW * both[0][1]["steps"]
+    ends = np.arange(2 * window, _held(both[0][1]) + 1, window)
+    courses = [Course.of(whole) for _, whole in both]
+    return [
+        (
+            float(end),
+            float(np.mean([steps_behind(*pair, course, end) for pair, course in zip(both, courses, strict=True)])),
+        )
+        for end in ends
+    ]
+
+
+def lag_of(seeds: Runs, results: Results) -> Lag | None:
+    """How an arm falls behind dense and catches up; None if its steps cannot be set against dense's."""
     dense, short = results.get("dense", {}), results.get("dense-short", {})
     found = []
     for seed in sorted(seeds.keys() & dense.keys()):
         arm, whole = seeds[seed], dense[seed]
-        settings, its = (run["config"]["train"] for run in (arm, whole))
-        held = (1 - DECAY) * whole["steps"]
+        if not comparable(arm, whole):
+            return None
         grown_at = arm["stages"][-1]["start"]
-        if any(settings.get(name) != its.get(name) for name in SAME) or its.get("learning_rate_shape") != SHAPE:
-            return None
-        parts = [stage["flops_of_whole_model"] for stage in arm["stages"]]
-        if len(parts) == 1 or parts[-1] != 1.0 or max(parts[:-1]) == 1.0 or grown_at + WINDOW * whole["steps"] > held:
-            return None
         course = Course.of(whole)
-        moments = (grown_at, grown_at + 2 * WINDOW * whole["steps"], held)
+        moments = (grown_at, grown_at + 2 * WINDOW * whole["steps"], _held(whole))
         found.append([steps_behind(arm, whole, course, until) for until in moments])
     if not found:
         return None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from behind import lag_table, steps_needed
+from behind import lag_table, lags_over_time, steps_needed
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
@@ -207,14 +207,19 @@ def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
 
 
 def plot(experiment: Experiment, results: Results, path: Path) -> None:
-    """Held-out loss against the FLOPs spent, means over seeds."""
+    """Held-out loss against the FLOPs spent, and how many steps the arms are behind dense: means over seeds."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file from the same results
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    every_lag = {name: lags_over_time(seeds, results.get("dense", {})) for name, seeds in results.items()}
+    lags = {name: lag for name, lag in every_lag.items() if lag}
+    width = 12 if lags else 7
+    figure, panels = pyplot.subplots(1, 1 + bool(lags), figsize=(width, 4.2), layout="constrained", squeeze=False)
+    axes = panels[0, 0]
+    colours = {name: pyplot.cm.tab20(number % 20) for number, name in enumerate(results)}
     for name, seeds in results.items():
         if experiment.arms[name].stopped is not None:
             continue
@@ -222,13 +227,23 @@ def plot(experiment: Experiment, results: Results, path: Path) -> None:
         steps = [step for step, _ in curves[0]]
         losses = np.mean([[loss for _, loss in curve] for curve in curves], axis=0)
         one = next(iter(seeds.values()))
-        axes.plot([_spent(one, step) for step in steps], losses, label=name)
+        axes.plot([_spent(one, step) for step in steps], losses, label=name, color=colours[name])
     axes.set_xlabel("FLOPs of the whole model, in steps that train all of it")
     axes.set_ylabel("held-out loss, nats a token")
-    axes.set_title(experiment.title)
-    every = [loss for seeds in results.values() for r in seeds.values() for _, loss in r["held_out_curve"][2:]]
-    axes.set_ylim(min(every) - 0.05, max(every) + 0.05)
-    axes.legend()
+    every = [
+        loss
+        for seeds in results.values()
+        for r in seeds.values()
+        for _, loss in r["held_out_curve"][len(r["held_out_curve"]) // 3 :]
+    ]
+    axes.set_ylim(min(every) - 0.05, float(np.quantile(every, 0.9)))
+    for name, lag in lags.items():
+        panels[0, 1].plot(*zip(*lag, strict=True), color=colours[name])
+    if lags:
+        panels[0, 1].set_xlabel("steps of the run, until the learning rate falls")
+        panels[0, 1].set_ylabel("steps behind dense")
+    figure.legend(loc="outside right upper")
+    figure.suptitle(experiment.title)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
@@ -263,7 +278,7 @@ def main() -> None:
         sections += [*table(experiment, results, against), ""]
         picture = arguments.out.parent / "images" / f"quality-{name}.svg"
         plot(experiment, results, picture)
-        sections += [f"![Held-out loss against FLOPs](images/{picture.name})", ""]
+        sections += [f"![Held-out loss against FLOPs, and steps behind dense](images/{picture.name})", ""]
     page = (folder / "page.md").read_text(encoding="utf-8")
     for word, lines in (("summary", summary(main_ones)), ("lags", lag_table(lags))):
         page = page.replace(f"{{{{ {word} }}}}", "\n".join(lines))

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from behind import Course, lag_of, lag_table, steps_behind, steps_needed
+from behind import Course, lag_of, lag_table, lags_over_time, steps_behind, steps_needed
 
 TOTAL = 2000
 
@@ -60,6 +60,10 @@ def test_a_lag_has_its_moments_and_an_end_by_held_out_losses():
     assert lag.end == pytest.approx(TOTAL * (1 - steps_needed(0.1, 0.2, 0.75)))
     assert lag.end == pytest.approx(TOTAL * (1 - math.sqrt(0.75)))
     assert lag_of(results["arm"], {"dense": results["dense"]}).end is None
+    course = lags_over_time(results["arm"], results["dense"])
+    assert (course[0][0], course[-1][0]) == (200, 1600)
+    assert dict(course)[700] == lag.before
+    assert course[-1][1] == lag.held
     (line,) = list(lag_table([("A model", {"arm": results["arm"]}, results)]))[2:]
     assert line.startswith("| A model | arm | 1 | 2,000 | 700 | 490 | ")
     assert line.endswith(f" | {lag.end:,.0f} |")
@@ -79,4 +83,5 @@ def test_a_lag_has_its_moments_and_an_end_by_held_out_losses():
 def test_what_cannot_be_set_against_denses_steps_has_no_lag(stages, train):
     results = {"dense": {0: run(loss)}, "arm": {0: run(loss, stages, **train)}}
     assert lag_of(results["arm"], results) is None
+    assert lags_over_time(results["arm"], results["dense"]) == []
     assert len(list(lag_table([("A model", results, results)]))) == 2
