@@ -27,7 +27,7 @@ from experiment import RESULTS, ROOT, Experiment, found
 SAMPLES = 2000
 ORDER = ("base", "tiny", "deep", "long", "large", "small", "medium", "ablations", "search", "bpe")
 # arms of the table of all sizes: those that train less than the whole for a while
-SMALLER = ("est", "constant", "grown", "stacked", "compound")
+SMALLER = ("est", "constant", "grown", "stacked", "compound-at-once", "compound")
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
 
 
