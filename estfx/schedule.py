@@ -278,9 +278,9 @@ class Schedule(Settings):
 
         With the preset `compound` it is a shallow and narrow model that grows, with `stacking` one that is shallow
         alone, with `growing` one that is narrow alone, with `est` the paper's stages, drawn anew at every step. Without
-        one it is `compound`, which lost least with GPT-2 (figures: docs/quality.md), but `growing` for a model that
-        was loaded, since the other two overwrite layers. `keep` is the fraction of heads and neurons with `growing` (by
-        default 0.25), of layers with `stacking`, of all of them with `est` and `compound` (0.5).
+        one it is `compound`, which lost least in most of what was measured (docs/quality.md), but `growing` for a model
+        that was loaded, since the other two overwrite layers. `keep` is the fraction of heads and neurons with
+        `growing` (by default 0.25), of layers with `stacking`, of all of them with `est` and `compound` (0.5).
 
         `saving` is a share, such as 0.25; that of the layers alone is then higher, since embedding and LM head stay
         whole. `seq_len`, in tokens, is that of training: attention costs more, the longer a sequence is.
