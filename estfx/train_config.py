@@ -93,12 +93,8 @@ class TrainSettings(Settings):
         return names
 
 
-_GROWING = (
-    "resample_every",
-    "kept_units",
-    "joining_layers",
-    "draws",
-)  # what a preset may have of its own beside the stages
+# what a preset may have of its own beside the stages
+_GROWING = ("resample_every", "kept_units", "joining_layers", "draws")
 
 
 class ScheduleSettings(Settings):

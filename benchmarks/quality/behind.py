@@ -10,7 +10,7 @@ learning rate decayed over them, to have the arm's held-out loss (`steps_needed`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,24 @@ import numpy as np
 
 from estfx.learning_rate import DECAY
 
-__all__ = ["Course", "Lag", "lag_of", "lag_table", "lags_over_time", "steps_behind", "steps_needed"]
+__all__ = [
+    "Course",
+    "Lag",
+    "Results",
+    "Runs",
+    "lag_of",
+    "lag_table",
+    "lags_over_time",
+    "losses_above",
+    "steps_behind",
+    "steps_needed",
+]
 
 SHAPE = "warmup_stable_decay"
 WINDOW = 0.05  # the share of the run over which differences are averaged
 EXPONENTS = np.linspace(0.05, 2.0, 79)
-Runs = Mapping[int, dict[str, Any]]  # an arm's, by seed
-Results = Mapping[str, Runs]  # by arm
+Runs = dict[int, dict[str, Any]]  # an arm's, by seed
+Results = dict[str, Runs]  # by arm
 SAME = ("total_steps", "batch_size", "learning_rate", "learning_rate_shape", "weight_decay")  # as dense has it
 
 
@@ -64,9 +75,9 @@ class Lag:
     grown_at: int  # the step at which the whole model begins to be trained
     saved: float  # steps of the whole model whose FLOPs were not spent
     before: float  # as that step comes
-    after: float  # when the model has been whole for the window
+    after: float  # a tenth of the run later
     held: float  # as the learning rate begins to fall
-    end: float | None  # None without dense-short
+    end: float | None  # of the seeds that dense-short has too; None without any
 
 
 def steps_behind(arm: dict[str, Any], dense: dict[str, Any], course: Course, until: float) -> float:
@@ -102,48 +113,47 @@ def _held(dense: dict[str, Any]) -> float:
     return float((1 - DECAY) * dense["steps"])
 
 
+def losses_above(one: Runs, other: Runs, seeds: Iterable[int]) -> np.ndarray[Any, Any]:
+    """By how much one arm's held-out losses are above another's, for each of the seeds and each block of text."""
+    return np.array([np.subtract(one[seed]["block_losses"], other[seed]["block_losses"]) for seed in seeds])
+
+
+def _set_against(seeds: Runs, dense: Runs) -> list[tuple[dict[str, Any], dict[str, Any], Course]]:
+    """An arm's runs, dense's with the same seeds, and those runs' courses; nothing if they cannot be compared."""
+    pairs = [(seeds[seed], dense[seed]) for seed in sorted(seeds.keys() & dense.keys())]
+    if not all(comparable(arm, whole) for arm, whole in pairs):
+        return []
+    return [(arm, whole, Course.of(whole)) for arm, whole in pairs]
+
+
 def lags_over_time(seeds: Runs, dense: Runs) -> list[tuple[float, float]]:
     """The steps behind dense at the end of each window while the learning rate is held: means over seeds."""
-    both = [(seeds[seed], dense[seed]) for seed in sorted(seeds.keys() & dense.keys())]
-    if not both or not all(comparable(arm, whole) for arm, whole in both):
+    runs = _set_against(seeds, dense)
+    if not runs:
         return []
-    window = WINDOW * both[0][1]["steps"]
-    ends = np.arange(2 * window, _held(both[0][1]) + 1, window)
-    courses = [Course.of(whole) for _, whole in both]
-    return [
-        (
-            float(end),
-            float(np.mean([steps_behind(*pair, course, end) for pair, course in zip(both, courses, strict=True)])),
-        )
-        for end in ends
-    ]
+    whole = runs[0][1]
+    window = WINDOW * whole["steps"]
+    ends = map(float, np.arange(2 * window, _held(whole) + 1, window))
+    return [(end, float(np.mean([steps_behind(*run, end) for run in runs]))) for end in ends]
 
 
 def lag_of(seeds: Runs, results: Results) -> Lag | None:
     """How an arm falls behind dense and catches up; None if its steps cannot be set against dense's."""
     dense, short = results.get("dense", {}), results.get("dense-short", {})
-    found = []
-    for seed in sorted(seeds.keys() & dense.keys()):
-        arm, whole = seeds[seed], dense[seed]
-        if not comparable(arm, whole):
-            return None
-        grown_at = arm["stages"][-1]["start"]
-        course = Course.of(whole)
-        moments = (grown_at, grown_at + 2 * WINDOW * whole["steps"], _held(whole))
-        found.append([steps_behind(arm, whole, course, until) for until in moments])
-    if not found:
+    runs = _set_against(seeds, dense)
+    if not runs:
         return None
-    both = sorted(seeds.keys() & dense.keys() & short.keys())
+    arm, whole, _ = runs[0]
+    steps, grown_at = whole["steps"], arm["stages"][-1]["start"]
+    moments = (grown_at, grown_at + 2 * WINDOW * steps, _held(whole))
+    before, after, held = (float(np.mean([steps_behind(*run, until) for run in runs])) for until in moments)
     end = None
-    if both:
-        lost, lost_by_short = (
-            float(np.mean([np.subtract(one[seed]["block_losses"], dense[seed]["block_losses"]) for seed in both]))
-            for one in (seeds, short)
-        )
-        share = short[both[0]]["steps"] / dense[both[0]]["steps"]
-        end = dense[both[0]]["steps"] * (1 - steps_needed(lost, lost_by_short, share)) if lost_by_short > 0 else None
+    if both := sorted(seeds.keys() & dense.keys() & short.keys()):
+        lost, lost_by_short = (float(losses_above(one, dense, both).mean()) for one in (seeds, short))
+        if lost_by_short > 0:
+            end = steps * (1 - steps_needed(lost, lost_by_short, short[both[0]]["steps"] / steps))
     saved = whole["whole_steps"]["model"] - arm["whole_steps"]["model"]
-    return Lag(len(found), grown_at, saved, *(float(mean) for mean in np.mean(found, axis=0)), end)
+    return Lag(len(runs), grown_at, saved, before, after, held, end)
 
 
 def lag_table(experiments: Iterable[tuple[str, Results, Results]]) -> Iterator[str]:

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from behind import lag_table, lags_over_time, steps_needed
+from behind import Results, lag_table, lags_over_time, losses_above, steps_needed
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
 ORDER = ("base", "tiny", "deep", "long", "large", "small", "medium", "ablations", "search", "bpe")
 # arms of the table of all sizes: those that train less than the whole for a while
 SMALLER = ("est", "constant", "grown", "stacked", "compound-at-once", "compound")
-Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed
 
 
 def stored(name: str) -> Results:
@@ -45,7 +44,7 @@ def difference(one: dict[int, Any], other: dict[int, Any]) -> tuple[float, float
     seeds = sorted(one.keys() & other.keys())
     if not seeds:
         return None
-    each_SB = np.array([np.subtract(one[seed]["block_losses"], other[seed]["block_losses"]) for seed in seeds])
+    each_SB = losses_above(one, other, seeds)
     means = [each_SB[rows][:, columns].mean() for rows, columns in _samples(each_SB.shape)]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(each_SB.mean()), float(low), float(high), len(seeds)
@@ -87,10 +86,7 @@ def saved_at_equal_loss(seeds: dict[int, Any], results: Results) -> tuple[float,
     first = same[0]
     spent = seeds[first]["whole_steps"]["model"] / dense[first]["whole_steps"]["model"]
     share = short[first]["steps"] / dense[first]["steps"]
-    lost_SB, lost_by_short_SB = (
-        np.array([np.subtract(arm[seed]["block_losses"], dense[seed]["block_losses"]) for seed in same])
-        for arm in (seeds, short)
-    )
+    lost_SB, lost_by_short_SB = (losses_above(arm, dense, same) for arm in (seeds, short))
 
     def saving(lost: float, lost_by_short: float) -> float:
         return float(1 - spent / steps_needed(lost, lost_by_short, share))
@@ -214,8 +210,8 @@ def plot(experiment: Experiment, results: Results, path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file from the same results
     from matplotlib import pyplot
 
-    every_lag = {name: lags_over_time(seeds, results.get("dense", {})) for name, seeds in results.items()}
-    lags = {name: lag for name, lag in every_lag.items() if lag}
+    dense = results.get("dense", {})
+    lags = {name: lag for name, seeds in results.items() if (lag := lags_over_time(seeds, dense))}
     width = 12 if lags else 7
     figure, panels = pyplot.subplots(1, 1 + bool(lags), figsize=(width, 4.2), layout="constrained", squeeze=False)
     axes = panels[0, 0]
