@@ -25,7 +25,7 @@ from behind import Results, lag_table, lags_over_time, losses_above, steps_neede
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
-ORDER = ("base", "tiny", "deep", "long", "large", "small", "medium", "ablations", "search", "bpe")
+ORDER = ("base", "mini", "small", "medium", "large", "tiny", "deep", "long", "ablations", "search", "bpe")
 # arms of the table of all sizes: those that train less than the whole for a while
 SMALLER = ("est", "constant", "grown", "stacked", "compound-at-once", "compound")
 
@@ -177,11 +177,21 @@ def _saving(found: tuple[float, float, float] | None) -> str:
 
 def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
     """One line for every experiment and arm that is smaller than dense for a while."""
-    heads = ("seeds", "loss minus dense's", "holds", "FLOPs saved", "seconds saved", "FLOPs saved at equal loss")
+    heads = (
+        "seeds",
+        "loss minus dense's",
+        "holds",
+        "minus dense-short's",
+        "minus dense's in equal seconds",
+        "FLOPs saved, model",
+        "layers",
+        "seconds saved",
+        "FLOPs saved at equal loss",
+    )
     yield f"| model | tokens a parameter | arm | {' | '.join(heads)} |"
     yield f"|---|---|---|{'---|' * len(heads)}"
     for experiment, results in experiments:
-        dense = results["dense"]
+        dense, short = results["dense"], results.get("dense-short", {})
         one = next(iter(dense.values()))
         for name in SMALLER:
             seeds = results.get(name, {})
@@ -195,7 +205,9 @@ def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
                 str(against[3]),
                 _interval(against),
                 "yes" if against[1] <= 0 else "no",
-                f"{saved(seeds[min(seeds)], one, 'model'):.1%}",
+                _interval(difference(seeds, short)),
+                _interval(difference(seeds, at_equal_seconds(seeds, results) or {})),
+                *(f"{saved(seeds[min(seeds)], one, part):.1%}" for part in ("model", "layers")),
                 _seconds_saved(seeds),
                 _saving(saved_at_equal_loss(seeds, results)),
             ]
