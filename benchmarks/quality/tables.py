@@ -25,7 +25,7 @@ from behind import Results, lag_table, lags_over_time, losses_above, steps_neede
 from experiment import RESULTS, ROOT, Experiment, found
 
 SAMPLES = 2000
-ORDER = ("base", "mini", "small", "medium", "large", "tiny", "deep", "long", "ablations", "search", "bpe")
+ORDER = ("base", "mini", "small", "medium", "tiny", "deep", "long", "ablations", "search", "bpe")
 # arms of the table of all sizes: those that train less than the whole for a while
 SMALLER = ("est", "constant", "grown", "stacked", "compound-at-once", "compound")
 
