@@ -26,8 +26,7 @@ MATHEMATICAL = re.compile(r"cannot be skipped: it mixes several residual streams
 def examine(model_type: str, experts: str | None = None) -> Row:
     """Builds, runs, transforms and trains; a failure is a result too, under `failed` and `error`."""
     import estfx
-    from estfx.schedule import Schedule
-    from estfx.stage import Stage
+    from estfx.schedules import Schedule, Stage
 
     torch.set_num_threads(1)
     row: Row = {"type": model_type}
@@ -70,7 +69,7 @@ def examine(model_type: str, experts: str | None = None) -> Row:
 
 def _with_gradient(model: Any, inputs: dict[str, Any]) -> set[str]:
     """The parameters to which a loss over all logits has a gradient; the gradients are taken away again."""
-    from estfx.capture import without_cache
+    from estfx.tracing import without_cache
 
     model(**without_cache(model, inputs)).logits.float().pow(2).mean().backward()
     found = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -79,7 +78,7 @@ def _with_gradient(model: Any, inputs: dict[str, Any]) -> set[str]:
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    from estfx.capture import without_cache
+    from estfx.tracing import without_cache
 
     torch.manual_seed(0)
     logits: torch.Tensor = model(**without_cache(model, inputs)).logits
@@ -93,9 +92,9 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def _operators(model: Any) -> list[str]:
     """The operators in the layers' graphs that estfx has a rule for."""
-    from estfx.walk import RULES
+    from estfx.axes import RULES
 
-    nodes = (n for kind in model._runtime.layers.values() for n in kind.first.traced.graph.graph.nodes)
+    nodes = (n for kind in model._runtime.layers.kinds.values() for n in kind.first.traced.graph.graph.nodes)
     return sorted({str(node.target) for node in nodes if node.target in RULES})
 
 

@@ -69,7 +69,7 @@ def sweep(types: list[str], options: argparse.Namespace) -> Iterator[Row]:
 
 
 def record_of(rows: list[Row]) -> dict[str, Any]:
-    from estfx.run_folder import environment
+    from estfx.training import environment
 
     command = " ".join(["python", "benchmarks/architectures.py", *sys.argv[1:]])
     return {"command": command, "environment": environment(), "rows": rows}

@@ -54,7 +54,7 @@ def measure(name: str) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     import estfx
-    from estfx.schedule import Schedule
+    from estfx.schedules import Schedule
 
     imports = peak_gibibytes()
     model_type, values = MODELS[name]

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from results import write
+from timing import arguments
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_inductor_cache
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -95,7 +96,7 @@ def alone(layers: int, width: int, path: Path | None) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[6, 48])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--steps", type=int, default=500)

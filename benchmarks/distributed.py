@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from results import write
+from timing import arguments
 from torch import multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -30,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import estfx
-from estfx.bench.meters import memory_of
+from estfx.bench import memory_of
 
 ROWS, LENGTH, VOCABULARY, LAYERS = 16, 32, 256, 8
 TEXT = torch.frombuffer(bytearray(Path(argparse.__file__).read_bytes()), dtype=torch.uint8).long()
@@ -160,7 +161,7 @@ def on_ranks(ranks: int, function: Any, *args: Any) -> list[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=6e-4)

@@ -10,18 +10,15 @@ are kept: by the index of every row, and by that of whole heads (`head-major`).
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from results import write
+from timing import arguments, in_turn, ratios, seconds
 from torch.nn import functional as F
 
-from estfx.bench.meters import synchronize
-from estfx.gather import take
+from estfx.graphs import take
 
 Take = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 
@@ -104,24 +101,19 @@ HEAD_WAYS = {"small": as_it_is, "by row": by_row, "head-major": head_major}
 
 def measured(arms: dict[str, Callable[[torch.Tensor], float]], units: int, kept: int, options: Any) -> dict[str, Any]:
     """Prints and gives the ratio of each arm to the small one."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for repeat in range(options.repeats + 3):
-        index = torch.randperm(units)[:kept].sort().values.to(options.device)
-        for name, run in arms.items():
-            spent = run(index)
-            if repeat >= 3:
-                times[name].append(spent)
-    rows = {}
-    for name, own in times.items():
-        ratios = sorted(a / b for a, b in zip(own, times["small"], strict=True))
-        rows[name] = {"seconds": statistics.median(own), "ratio": statistics.median(ratios)}
-        rows[name] |= {"ratio_min": ratios[0], "ratio_max": ratios[-1]}
-        print(f"{name:18s} {1000 * rows[name]['seconds']:8.2f} ms   {rows[name]['ratio']:.3f} of the small one")
+    drawn = [torch.randperm(units)[:kept].sort().values.to(options.device) for _ in range(options.repeats + 3)]
+
+    def at(run: Callable[[torch.Tensor], float]) -> Callable[[int], float]:
+        return lambda repeat: run(drawn[repeat])
+
+    rows = ratios(in_turn({name: at(run) for name, run in arms.items()}, options.repeats, left_out=3), "small")
+    for name, row in rows.items():
+        print(f"{name:18s} {1000 * row['seconds']:8.2f} ms   {row['ratio']:.3f} of the small one")
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--width", type=int, default=512)
@@ -146,14 +138,10 @@ def main() -> None:
 
         compiled = torch.compile(mlp, fullgraph=True)
 
-        def seconds(index: torch.Tensor) -> float:
-            synchronize(torch.device(options.device))
-            start = time.perf_counter()
-            torch.autograd.grad(compiled(x, up, down, index), [x, up, down], x.detach())
-            synchronize(torch.device(options.device))
-            return time.perf_counter() - start
+        def backward(index: torch.Tensor) -> object:
+            return torch.autograd.grad(compiled(x, up, down, index), [x, up, down], x.detach())
 
-        return seconds
+        return lambda index: seconds(lambda: backward(index), options.device)
 
     def head_arm(name: str) -> Callable[[torch.Tensor], float]:
         size = options.width // 2 if name == "small" else options.width
@@ -165,14 +153,10 @@ def main() -> None:
         compiled = torch.compile(project, fullgraph=True)
         gradient = torch.randn(options.tokens, options.width // 2, **made)
 
-        def seconds(heads: torch.Tensor) -> float:
-            synchronize(torch.device(options.device))
-            start = time.perf_counter()
-            torch.autograd.grad(compiled(x, weight, heads), [x, weight], gradient)
-            synchronize(torch.device(options.device))
-            return time.perf_counter() - start
+        def backward(heads: torch.Tensor) -> object:
+            return torch.autograd.grad(compiled(x, weight, heads), [x, weight], gradient)
 
-        return seconds
+        return lambda heads: seconds(lambda: backward(heads), options.device)
 
     rows = measured({name: arm(name) for name in WAYS}, neurons, kept, options)
     heads = options.width // HEAD_DIM

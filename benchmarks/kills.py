@@ -8,7 +8,6 @@ soon as a checkpoint is being written. In the end the weights must be those of t
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from results import write
 from safetensors.torch import load_file
+from timing import arguments
 
 SETTINGS = {
     "model.config.num_hidden_layers": 4,
@@ -69,7 +69,7 @@ def kill(folder: Path, process: subprocess.Popen[bytes], rng: random.Random, whi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)

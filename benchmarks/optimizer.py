@@ -8,14 +8,11 @@ would that leaves the moments of what was not trained alone. It is compiled; the
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
+from collections.abc import Callable
 
 import torch
 from results import write
-
-from estfx.bench.meters import synchronize
+from timing import arguments, in_turn, ratios, seconds
 
 BETAS, RATE, DECAY, EPSILON = (0.9, 0.95), 1e-4, 0.1, 1e-8
 
@@ -39,7 +36,7 @@ def update_rows(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--width", type=int, default=512)
@@ -69,21 +66,13 @@ def main() -> None:
         for weight, grad, (first, second) in zip(weights, grads, states, strict=True):
             compiled(weight.detach(), grad, first, second, index, step)
 
-    arms = {"all numbers, fused": all_numbers, "kept rows, compiled": kept_rows}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for repeat in range(options.repeats + 3):
-        for name, run in arms.items():
-            synchronize(torch.device(options.device))
-            start = time.perf_counter()
-            run()
-            synchronize(torch.device(options.device))
-            if repeat >= 3:
-                times[name].append(time.perf_counter() - start)
-    rows = {}
-    for name, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(own, times["all numbers, fused"], strict=True))
-        rows[name] = {"seconds": statistics.median(own), "ratio": ratio}
-        print(f"{name:20s} {1000 * rows[name]['seconds']:.2f} ms, {ratio:.2f} of all")
+    arms: dict[str, Callable[[int], float]] = {
+        "all numbers, fused": lambda repeat: seconds(all_numbers, options.device),
+        "kept rows, compiled": lambda repeat: seconds(kept_rows, options.device),
+    }
+    rows = ratios(in_turn(arms, options.repeats, left_out=3), "all numbers, fused")
+    for name, row in rows.items():
+        print(f"{name:20s} {1000 * row['seconds']:.2f} ms, {row['ratio']:.2f} of all")
     write("optimizer", vars(options), rows)
 
 

@@ -8,23 +8,22 @@ the layers run, with `joining_layers` "copies" and "initialised"; and the whole,
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from typing import Any
 
 import torch
 from results import write
+from timing import arguments
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import estfx
-from estfx.bench.meters import synchronize
-from estfx.schedule import Schedule
-from estfx.stage import Stage
+from estfx.bench import synchronize
+from estfx.schedules import Schedule, Stage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)

@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from results import write
+from timing import arguments, in_turn, seconds
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 import estfx
-from estfx.bench.meters import synchronize
-from estfx.schedule import Schedule
-from estfx.stage import Stage
+from estfx.schedules import Schedule, Stage
 
 HALF = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5), Stage(start=1_000_000)])
 
@@ -40,18 +39,6 @@ def llama(layers: int) -> torch.nn.Module:
         num_hidden_layers=layers, hidden_size=32, intermediate_size=64, num_attention_heads=4, vocab_size=64
     )
     return LlamaModel(config)
-
-
-def seconds(work: Callable[[int], object], repeats: int, device: str) -> list[float]:
-    """Of each repeat, after two that are not counted."""
-    found = []
-    for repeat in range(repeats + 2):
-        synchronize(torch.device(device))
-        start = time.perf_counter()
-        work(repeat)
-        synchronize(torch.device(device))
-        found.append(time.perf_counter() - start)
-    return found[2:]
 
 
 def steps(options: argparse.Namespace) -> dict[str, float]:
@@ -72,7 +59,8 @@ def steps(options: argparse.Namespace) -> dict[str, float]:
         return drawn
 
     runtime._draws.of = timed
-    alone = seconds(lambda repeat: runtime._draw(repeat), options.repeats, options.device)
+    draw = {"draws": lambda repeat: seconds(lambda: runtime._draw(repeat), options.device)}
+    alone = in_turn(draw, options.repeats, left_out=2)["draws"]
     found = []
     for step in range(options.repeats + 2):
         start = time.perf_counter()
@@ -96,24 +84,23 @@ def calls(model: torch.nn.Module, layers: int, options: argparse.Namespace) -> d
     arms = {"eager": model, "compiled": torch.compile(model), "compiled_layers": by_layer, "estfx": evolving}
     tokens = torch.zeros(1, 4, dtype=torch.int64, device=options.device)
 
-    def step(name: str, repeat: int) -> float:
-        if name == "estfx":
-            evolving.set_step(repeat)
-        synchronize(torch.device(options.device))
-        start = time.perf_counter()
-        arms[name](input_ids=tokens, use_cache=False).last_hidden_state.sum().backward()
-        synchronize(torch.device(options.device))
-        return (time.perf_counter() - start) / layers * 1e6
+    def at(name: str) -> Callable[[int], float]:
+        def step(repeat: int) -> float:
+            if name == "estfx":
+                evolving.set_step(repeat)
+            called = arms[name]
+            return seconds(
+                lambda: called(input_ids=tokens, use_cache=False).last_hidden_state.sum().backward(), options.device
+            )
 
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for repeat in range(options.repeats + 2):
-        for name, own in times.items():
-            own.append(step(name, repeat))
-    return {name: statistics.median(own[2:]) for name, own in times.items()}
+        return step
+
+    times = in_turn({name: at(name) for name in arms}, options.repeats, left_out=2)
+    return {name: statistics.median(own) / layers * 1e6 for name, own in times.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--layers", type=int, default=100)
     parser.add_argument("--neurons", type=int, default=6400)
     parser.add_argument("--called-layers", type=int, default=24)

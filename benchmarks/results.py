@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from estfx.run_folder import environment
+from estfx.training import environment
 
 __all__ = ["write"]
 
 FOLDER = Path(__file__).parent / "results"
+BEGUN = time.monotonic()
 
 
 def machine() -> str:
@@ -28,6 +30,7 @@ def write(name: str, options: dict[str, Any], rows: dict[str, dict[str, float]])
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "options": options,
         "environment": environment(),
+        "took_seconds": round(time.monotonic() - BEGUN),
         "figures": rows,
     }
     path.write_text(json.dumps(record, indent=2) + "\n")

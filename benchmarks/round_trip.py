@@ -11,14 +11,12 @@ __all__ = ["check_round_trip"]
 
 def check_round_trip(model: Any) -> None:
     """Every kind's graph at stage 1, on the call that it was traced from. Raises AssertionError if anything differs."""
-    from estfx.dumping.loading import graph_module
-    from estfx.dumping.records import GraphRecord, graph_record
-    from estfx.programs import resolve
-    from estfx.runtime import stage_counts
-    from estfx.signature import flatten
+    from estfx.dumping import GraphRecord, graph_module, graph_record
+    from estfx.programs import resolve, stage_counts
+    from estfx.tracing import flatten
 
     runtime = model._runtime
-    for kind in {id(kind): kind for kind in runtime.layers.values()}.values():
+    for kind in {id(kind): kind for kind in runtime.layers.kinds.values()}.values():
         call, variant = kind.examples[0], kind.first
         counts = stage_counts(runtime.schedule, variant.roles, runtime.schedule.stages[0])
         program, kept = variant.program(counts, None), dict(counts)

@@ -18,8 +18,7 @@ from typing import Any
 from results import FOLDER, machine
 from rich.console import Console
 
-from estfx.bench import BenchResult, BenchSettings, bench
-from estfx.bench.table import print_result
+from estfx.bench import BenchResult, BenchSettings, bench, print_result
 
 TINYLLAMA = {  # the sizes of TinyLlama-1.1B
     "hidden_size": 2048,

@@ -9,20 +9,17 @@ that the forward pass leaves for the backward pass, the peak those of all tensor
 
 from __future__ import annotations
 
-import argparse
 import copy
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from results import write
+from timing import arguments, in_turn, ratios, seconds
 from transformers import GPT2Config, GPT2Model
 
 import estfx
-from estfx.bench.meters import memory_of, synchronize
-from estfx.schedule import Schedule
-from estfx.stage import Stage
+from estfx.bench import memory_of
+from estfx.schedules import Schedule, Stage
 
 STAGES = Schedule(
     stages=[
@@ -34,7 +31,7 @@ STAGES = Schedule(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=512)
@@ -64,23 +61,19 @@ def main() -> None:
         layer.compile(fullgraph=True)
     x = torch.randn(options.batch, options.length, options.width, device=options.device, dtype=dtype)
 
-    def seconds(model: torch.nn.Module) -> float:
+    def backward(model: torch.nn.Module) -> float:
         model.zero_grad(set_to_none=True)
-        synchronize(torch.device(options.device))
-        start = time.perf_counter()
-        model(inputs_embeds=x).last_hidden_state.backward(x)
-        synchronize(torch.device(options.device))
-        return time.perf_counter() - start
+        return seconds(lambda: model(inputs_embeds=x).last_hidden_state.backward(x), options.device)
 
     def at(first_step: int) -> Callable[[int], float]:
         def arm(repeat: int) -> float:
             evolving.set_step(first_step + repeat)
-            return seconds(evolving)
+            return backward(evolving)
 
         return arm
 
     arms: dict[str, Callable[[int], float]] = {
-        "original, compiled": lambda repeat: seconds(original),
+        "original, compiled": lambda repeat: backward(original),
         "whole": at(2000),
         "half the heads and neurons": at(1000),
         "and half the layers": at(0),
@@ -96,27 +89,17 @@ def main() -> None:
 
     first = {name: arm(0) for name, arm in arms.items()}
     memories = {name: memory(name, original if name == "original, compiled" else evolving) for name in arms}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for repeat in range(options.repeats):
-        for name, arm in arms.items():
-            times[name].append(arm(2 + repeat))
-    reference = times["original, compiled"]
-    rows = {}
-    for name, own in times.items():
-        ratios = sorted(a / b for a, b in zip(own, reference, strict=True))
-        rows[name] = {
-            "seconds": statistics.median(own),
-            "ratio": statistics.median(ratios),
-            "ratio_min": ratios[0],
-            "ratio_max": ratios[-1],
+    rows = ratios(in_turn(arms, options.repeats, first=2), "original, compiled")
+    for name, row in rows.items():
+        row |= {
             "first_call_seconds": first[name],
             **memories[name],
             **{f"{what}_ratio": value / memories["original, compiled"][what] for what, value in memories[name].items()},
         }
         print(
-            f"{name:28s} {rows[name]['seconds']:.4f} s   {rows[name]['ratio']:.3f} of the original "
-            f"({ratios[0]:.3f} to {ratios[-1]:.3f}); first call, compilation included, {first[name]:.1f} s"
-            + "".join(f"; {what} {rows[name][f'{what}_ratio']:.3f}" for what in memories[name])
+            f"{name:28s} {row['seconds']:.4f} s   {row['ratio']:.3f} of the original "
+            f"({row['ratio_min']:.3f} to {row['ratio_max']:.3f}); first call, compilation included, {first[name]:.1f} s"
+            + "".join(f"; {what} {row[f'{what}_ratio']:.3f}" for what in memories[name])
         )
     write("stage_speed", vars(options), rows)
 

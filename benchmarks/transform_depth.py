@@ -7,16 +7,16 @@ Layers of one kind share their graphs, so depth should cost next to nothing. Com
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
 import torch
 from results import write
+from timing import arguments
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import estfx
-from estfx.schedule import Schedule
+from estfx.schedules import Schedule
 
 DEPTHS = (6, 48)
 
@@ -31,7 +31,7 @@ def seconds(depth: int, width: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

@@ -9,7 +9,6 @@ step, with empty caches. Printed: the saving of seconds over the saving of the w
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from collections.abc import Callable
@@ -17,11 +16,12 @@ from typing import Any
 
 import torch
 from results import write
+from timing import arguments
 from torch._inductor.utils import fresh_inductor_cache
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import estfx
-from estfx.bench.meters import synchronize
+from estfx.bench import synchronize
 
 TURNS = 10
 
@@ -55,7 +55,7 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=256)

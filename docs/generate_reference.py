@@ -23,7 +23,7 @@ from field_comments import comment_of  # noqa: E402
 from estfx import Schedule, Stage  # noqa: E402
 from estfx.bench import BenchSettings  # noqa: E402
 from estfx.cli import app  # noqa: E402
-from estfx.train_config import DataSettings, ModelSettings, ScheduleSettings, TrainSettings  # noqa: E402
+from estfx.training import DataSettings, ModelSettings, ScheduleSettings, TrainSettings  # noqa: E402
 
 RUN = {"model": ModelSettings, "data": DataSettings, "train": TrainSettings, "schedule": ScheduleSettings}
 
@@ -37,7 +37,7 @@ def settings_page() -> str:
         "page is made from the code by `python docs/generate_reference.py`.",
         "## A run: `estfx train RUN.yaml`",
         "A file has the four sections below. What is left out has its default. The same values from Python: "
-        "`estfx.train_config.RunConfig`.",
+        "`estfx.training.RunConfig`.",
     ]
     for name, model in RUN.items():
         parts += [f"### `{name}`", _about(model), _table(source, model)]

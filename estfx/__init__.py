@@ -1,42 +1,122 @@
-"""estfx: train a part of a decoder, and let it grow until it is the whole (Evolving Subnetwork Training)."""
+"""estfx: train a part of a decoder, and let it grow until it is the whole (Evolving Subnetwork Training).
 
-from estfx.compilation import load_compiled, save_compiled
-from estfx.draws import Draw, selection_policy
-from estfx.dump import dump
-from estfx.dumping.loading import load_graphs
-from estfx.errors import EstfxError, ScheduleError, TraceError, UnsupportedModelError, VerifyError
-from estfx.evolving import EvolvingModel
-from estfx.plan import Plan, plan
-from estfx.report import Report, inspect
-from estfx.schedule import Schedule
-from estfx.stage import Stage
-from estfx.subnetwork import Subnetwork
-from estfx.trace import Decoder, trace
-from estfx.transform import restore, transform
+All that users call is here; it is loaded when it is first asked for.
+"""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from estfx.lazy_names import lazy_names
+from estfx.moved_modules import MOVED, tell_of_moved_modules
+
+if TYPE_CHECKING:
+    from estfx.axes import Resize as Resize
+    from estfx.axes import Walk as Walk
+    from estfx.axes import resizer as resizer
+    from estfx.axes import rule as rule
+    from estfx.costs import Plan as Plan
+    from estfx.costs import StagePlan as StagePlan
+    from estfx.costs import plan as plan
+    from estfx.costs import schedule_for_saving as schedule_for_saving
+    from estfx.dumping import dump as dump
+    from estfx.dumping import load_graphs as load_graphs
+    from estfx.errors import EstfxError as EstfxError
+    from estfx.errors import ScheduleError as ScheduleError
+    from estfx.errors import TraceError as TraceError
+    from estfx.errors import UnsupportedModelError as UnsupportedModelError
+    from estfx.errors import VerifyError as VerifyError
+    from estfx.evolving import EvolvingModel as EvolvingModel
+    from estfx.programs import load_compiled as load_compiled
+    from estfx.programs import save_compiled as save_compiled
+    from estfx.report import AxisReport as AxisReport
+    from estfx.report import LayerReport as LayerReport
+    from estfx.report import Report as Report
+    from estfx.report import inspect as inspect
+    from estfx.schedules import Draw as Draw
+    from estfx.schedules import Schedule as Schedule
+    from estfx.schedules import Stage as Stage
+    from estfx.schedules import Subnetwork as Subnetwork
+    from estfx.schedules import draw_units as draw_units
+    from estfx.schedules import kept_count as kept_count
+    from estfx.schedules import selection_policy as selection_policy
+    from estfx.tracing import Decoder as Decoder
+    from estfx.tracing import trace as trace
+    from estfx.transformation import restore as restore
+    from estfx.transformation import transform as transform
+
+_MODULES = {
+    "AxisReport": "estfx.report",
+    "Decoder": "estfx.tracing",
+    "Draw": "estfx.schedules",
+    "EstfxError": "estfx.errors",
+    "EvolvingModel": "estfx.evolving",
+    "LayerReport": "estfx.report",
+    "Plan": "estfx.costs",
+    "Report": "estfx.report",
+    "Resize": "estfx.axes",
+    "Schedule": "estfx.schedules",
+    "ScheduleError": "estfx.errors",
+    "Stage": "estfx.schedules",
+    "StagePlan": "estfx.costs",
+    "Subnetwork": "estfx.schedules",
+    "TraceError": "estfx.errors",
+    "UnsupportedModelError": "estfx.errors",
+    "VerifyError": "estfx.errors",
+    "Walk": "estfx.axes",
+    "draw_units": "estfx.schedules",
+    "dump": "estfx.dumping",
+    "inspect": "estfx.report",
+    "kept_count": "estfx.schedules",
+    "load_compiled": "estfx.programs",
+    "load_graphs": "estfx.dumping",
+    "plan": "estfx.costs",
+    "resizer": "estfx.axes",
+    "restore": "estfx.transformation",
+    "rule": "estfx.axes",
+    "save_compiled": "estfx.programs",
+    "schedule_for_saving": "estfx.costs",
+    "selection_policy": "estfx.schedules",
+    "trace": "estfx.tracing",
+    "transform": "estfx.transformation",
+}
 __all__ = [
+    "AxisReport",
     "Decoder",
     "Draw",
     "EstfxError",
     "EvolvingModel",
+    "LayerReport",
     "Plan",
     "Report",
+    "Resize",
     "Schedule",
     "ScheduleError",
     "Stage",
+    "StagePlan",
     "Subnetwork",
     "TraceError",
     "UnsupportedModelError",
     "VerifyError",
+    "Walk",
+    "draw_units",
     "dump",
     "inspect",
+    "kept_count",
     "load_compiled",
     "load_graphs",
     "plan",
+    "resizer",
     "restore",
+    "rule",
     "save_compiled",
+    "schedule_for_saving",
     "selection_policy",
     "trace",
     "transform",
 ]
 __version__ = "0.1.0"
+
+tell_of_moved_modules()
+if not TYPE_CHECKING:  # a type checker would take any name for a public one
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES, MOVED)

@@ -8,21 +8,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from estfx.agreement import held_by
-from estfx.caches import asks_for_cache
-from estfx.capture import without_cache
 from estfx.errors import EstfxError
-from estfx.fused_loss import deferred_logits, fused
-from estfx.joining import zero_joining
-from estfx.optimizer_steps import watch
 from estfx.report import Report
-from estfx.runtime import Runtime
-from estfx.schedule import Schedule
-from estfx.selection import Selection
-from estfx.stage import Stage
-from estfx.subnetwork import Subnetwork
-from estfx.trace import ATTRIBUTE
-from estfx.warmup import warm_up
+from estfx.runtime import Runtime, Selection, deferred_logits, fused, warm_up, watch, zero_joining
+from estfx.schedules import Schedule, Stage, Subnetwork
+from estfx.tracing import ATTRIBUTE, asks_for_cache, without_cache
 
 __all__ = ["EvolvingModel", "evolving_class", "original_class"]
 
@@ -42,15 +32,14 @@ class EvolvingModel:
         Raises ScheduleError if the step is negative or no integer; with several processes of torch.distributed,
         EstfxError on all of them if they do not agree (see `check_ranks_every` of `transform`).
         """
-        for path in dict.fromkeys(self._runtime.paths.values()):
+        for path in dict.fromkeys(self._runtime.layers.paths.values()):
             layer: Any = self.get_submodule(path)  # type: ignore[attr-defined]
             layer.__dict__[ATTRIBUTE].look(layer)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
-        before = self.stage_index
-        watch(cast("nn.Module", self))
-        ranked = self._runtime.set_step(step, device, cast("nn.Module", self))
-        if self._runtime.agreement.is_due(ranked or self.stage_index != before):
-            self._runtime.agreement.check(held_by(self._runtime))
+        runtime, model = self._runtime, cast("nn.Module", self)
+        if any(follower.watches_optimizers for follower in runtime.followers):
+            watch(model)
+        runtime.set_step(step, device, model)
 
     def warmup(self, *args: Any, **kwargs: Any) -> None:
         """Compiles what every stage of the schedule runs, on a batch such as will be trained on; trains nothing.
@@ -72,7 +61,8 @@ class EvolvingModel:
 
         Returns how many rows and columns of weights were set to zero. Raises EstfxError for any other schedule.
         """
-        return zero_joining(self._runtime, cast("nn.Module", self))
+        runtime = self._runtime
+        return zero_joining(runtime.schedule, runtime.seed, runtime.layers, cast("nn.Module", self))
 
     @property
     def stage(self) -> Stage:
@@ -102,7 +92,7 @@ class EvolvingModel:
     @property
     def selection(self) -> Selection:
         """What the selection policy has learnt, if it ranks units: a state to be saved and loaded with the model's."""
-        return self._runtime.selection
+        return self._runtime.follower(Selection)
 
     @property
     def report(self) -> Report:

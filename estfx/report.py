@@ -5,12 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from estfx import tags
-from estfx.branches import BRANCH, branches_of
-from estfx.exportable import loops_over_experts
-from estfx.layer_names import LayerPatterns
+from estfx.graphs import BRANCH, branches_of, tags
 from estfx.programs import Variant, analysed
-from estfx.trace import Decoder, trace
+from estfx.tracing import Decoder, LayerPatterns, loops_over_experts, trace
 
 __all__ = ["AxisReport", "LayerReport", "Report", "inspect"]
 

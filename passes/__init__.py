@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from estfx.axes import Axis
+from estfx.graphs import Axis, Pass
 from estfx.passes.drop_noise import DropNoise
 from estfx.passes.find_attention import FindAttention
 from estfx.passes.find_axes import FindAxes
@@ -11,7 +11,6 @@ from estfx.passes.find_mlp import FindMlp
 from estfx.passes.find_residuals import FindResiduals
 from estfx.passes.narrow_axes import NarrowAxes
 from estfx.passes.scale_contractions import ScaleContractions
-from estfx.pipeline import Pass
 
 __all__ = ["analysis", "specialisation"]
 

@@ -9,9 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
-from estfx.graphs import arguments, has_tensor, tensor_of
-from estfx.memory import CASTS, is_view, writes
-from estfx.pipeline import Rewrite
+from estfx.graphs import CASTS, Rewrite, arguments, has_tensor, is_view, tensor_of, writes
 
 aten = torch.ops.aten
 ASSERTIONS = {

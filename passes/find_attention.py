@@ -9,10 +9,7 @@ from typing import ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from estfx import tags
-from estfx.axes import Axis
-from estfx.graphs import arguments, has_tensor, nodes_within, tensor_of
-from estfx.pipeline import Analysis
+from estfx.graphs import Analysis, Axis, arguments, has_tensor, nodes_within, tags, tensor_of
 
 aten = torch.ops.aten
 FUSED = {aten.scaled_dot_product_attention.default}

@@ -7,10 +7,8 @@ from typing import ClassVar
 
 from torch.fx import GraphModule
 
-import estfx.rules  # noqa: F401  # fills the tables that the walk looks into
-from estfx import tags
-from estfx.pipeline import Analysis
-from estfx.walk import Walk
+from estfx.axes import Walk
+from estfx.graphs import Analysis, tags
 
 
 @dataclass(frozen=True)
@@ -23,8 +21,8 @@ class FindAxes(Analysis):
         %q, %k, %v = split(%qkv, 768, 2)            […, a1:12·a2:64] and so on
         %h = view(%q, [b, t, 12, 64])               [b, t, a1:12, a2:64]
 
-    Every operator says by its rule (`estfx.rules`) which dimensions are one, which are cut, which are summed over and
-    close, over which a statistic couples, and which must stay whole, with the reason.
+    Every operator says by its rule (`estfx/axes/rules`) which dimensions are one, which are cut, which are summed over
+    and close, over which a statistic couples, and which must stay whole, with the reason.
     """
 
     needs: ClassVar = (tags.Interface,)

@@ -8,11 +8,8 @@ from typing import ClassVar
 
 from torch.fx import GraphModule
 
-from estfx import tags
-from estfx.axes import Axis, Dim, Sum
-from estfx.graphs import nodes_within
+from estfx.graphs import Analysis, Axis, Dim, Sum, nodes_within, tags
 from estfx.passes.find_attention import coupling_note
-from estfx.pipeline import Analysis
 
 
 @dataclass(frozen=True)

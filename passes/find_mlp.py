@@ -7,12 +7,9 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
-from estfx import tags
-from estfx.axes import Axis
-from estfx.graphs import arguments, has_tensor
-from estfx.linear_paths import linear_source
+from estfx.axes import linear_source
+from estfx.graphs import Analysis, Axis, arguments, has_tensor, tags
 from estfx.passes.find_attention import coupling_note
-from estfx.pipeline import Analysis
 
 
 @dataclass(frozen=True)

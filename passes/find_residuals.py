@@ -9,10 +9,7 @@ import networkx as nx
 import torch
 from torch.fx import GraphModule, Node
 
-from estfx import tags
-from estfx.graphs import describe, has_tensor, tensor_of
-from estfx.memory import memory_of, writes
-from estfx.pipeline import Analysis
+from estfx.graphs import Analysis, describe, has_tensor, memory_of, tags, tensor_of, writes
 
 aten = torch.ops.aten
 ADD = {aten.add.Tensor, aten.add_.Tensor}

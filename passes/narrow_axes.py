@@ -11,13 +11,23 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from estfx import tags
-from estfx.axes import Axis, Dim, Product, Sum, coarse
+from estfx.axes import FACTORIES, RESIZERS, Resize, entry
 from estfx.errors import VerifyError
-from estfx.gather import take
-from estfx.graphs import arguments, describe, has_tensor, nodes_within, propagate_shapes
-from estfx.pipeline import Rewrite
-from estfx.walk import FACTORIES, RESIZERS, Resize
+from estfx.graphs import (
+    Axis,
+    Dim,
+    Product,
+    Rewrite,
+    Sum,
+    arguments,
+    coarse,
+    describe,
+    has_tensor,
+    nodes_within,
+    propagate_shapes,
+    tags,
+    take,
+)
 
 aten = torch.ops.aten
 
@@ -87,10 +97,10 @@ class _Narrowing:
                 continue
             if node.op in ("placeholder", "get_attr") or node.target in FACTORIES:
                 edits += self._gather(node)
-            elif node.target in RESIZERS:
+            elif (resizer := entry(RESIZERS, node.target)) is not None:
                 self.anchor = node
                 a = arguments(node)
-                edits += _set_arguments(node, a, RESIZERS[node.target](resize, node, a))
+                edits += _set_arguments(node, a, resizer(resize, node, a))
         return edits
 
     def _concerns(self, node: Node, resize: Resize) -> bool:

@@ -10,11 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from estfx import tags
-from estfx.axes import Axis, Dim, Product, Sum
 from estfx.errors import VerifyError
-from estfx.graphs import arguments, describe, tensor_of
-from estfx.pipeline import Rewrite
+from estfx.graphs import Axis, Dim, Product, Rewrite, Sum, arguments, describe, tags, tensor_of
 
 aten = torch.ops.aten
 Runs = list[tuple[int, float]]  # (units kept next to each other, their factor)

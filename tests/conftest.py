@@ -1,10 +1,14 @@
 """Every check between passes is on, and transformers' advice off, before anything is imported."""
 
+import functools
+import gc
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["ESTFX_VERIFY"] = "2"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -13,8 +17,47 @@ logging.getLogger("torch.__trace").disabled = True  # else pytest formats every 
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from changed_files import changed_files, touched_tests  # noqa: E402
+from shared_traces import shared_traces  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny, and several test processes share the cores
+
+TESTS = Path(__file__).parent
+BEGUN = time.monotonic()
+SECONDS = 80  # after which `--changed` begins no more tests that a change may not concern
+DAYS = 14  # in which a sweep takes all of its cases
+os.environ.setdefault("ESTFX_TESTS_DAY", str(int(time.time()) // 86400))  # the same in all processes of a run
+
+
+# folders and files whose tests are about what comes after a trace, or compare with the original all that a trace gives
+SHARING = {
+    *("bench", "cli", "costs", "dumping", "integrations", "run_report", "runtime", "schedules", "training"),
+    *("test_docs.py", "test_equivalence.py", "test_foreign_models.py", "test_transformation.py"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _traces_are_shared(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Layers that are alike are traced once in a process, where tracing is not the subject."""
+    counts = "traces" in request.fixturenames  # it counts them
+    if request.path.relative_to(TESTS).parts[0] not in SHARING or counts:
+        yield
+        return
+    with shared_traces():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays_is_not_looked_through_again() -> Iterator[None]:
+    """Graphs and imported modules are millions of objects, and each collection of garbage would look at all of them."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        gc.unfreeze()  # hypothesis asks the collector who holds its random numbers
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +68,7 @@ def _same_random_numbers() -> None:
 @pytest.fixture(autouse=True)
 def _policies_are_put_back() -> Iterator[None]:
     """What a test, or a block of the documentation, registers is no other test's to know."""
-    from estfx.draws import POLICIES
+    from estfx.schedules.draws import POLICIES
 
     before = dict(POLICIES)
     yield
@@ -48,6 +91,73 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write tests/golden anew instead of comparing with it"
     )
+    parser.addoption(
+        "--changed",
+        nargs="?",
+        const="HEAD",
+        metavar="REVISION",
+        help="run what the change since a revision (by default the last commit) touches, in at most two minutes",
+    )
+    parser.addoption("--every-case", action="store_true", help="run all cases of the sweeps, not only today's")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file in one process: what they share is made once, and ranks are started once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # what takes long comes first, see below
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: str(item.path), reverse=True)  # the rules of operators, which are quick, come last
+    left_out = [item for item in items if not (config.getoption("--every-case") or _is_due(item))]
+    if config.getoption("--changed") is not None:
+        root, near = TESTS.parent, _touched(config)
+        items.sort(key=lambda item: near.get(item.path.relative_to(root), 3))  # what is nearest first
+        for item in items:
+            if near.get(item.path.relative_to(root)):
+                item.add_marker(pytest.mark.usefixtures("_in_time"))
+    if left_out:
+        out = set(left_out)
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--changed`, files of tests that the change does not touch are not even imported."""
+    if config.getoption("--changed") is None or not collection_path.match("test_*.py"):
+        return None
+    return True if collection_path.relative_to(TESTS.parent) not in _touched(config) else None
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if (revision := config.getoption("--changed")) is None:
+        return None
+    return f"changed since {revision}, as far as tests are about it: {len(_touched(config))} files of tests"
+
+
+@functools.cache
+def _touched(config: pytest.Config) -> dict[Path, int]:
+    try:
+        return touched_tests(TESTS.parent, changed_files(TESTS.parent, config.getoption("--changed")))
+    except ValueError as error:
+        raise pytest.UsageError(f"--changed: {error}") from None
+
+
+def _is_due(item: pytest.Item) -> bool:
+    """Whether today is the day of a case of a sweep; of any other test, always."""
+    mark = item.get_closest_marker("sweep")
+    if mark is None:
+        return True
+    (number,) = (item.callspec.indices[name] for name in mark.args)
+    return number % DAYS == int(os.environ["ESTFX_TESTS_DAY"]) % DAYS
+
+
+@pytest.fixture
+def _in_time() -> None:
+    if time.monotonic() - BEGUN > SECONDS:
+        pytest.skip("left out by --changed, since the two minutes are over; all tests: pytest -n auto")
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from estfx import tags, trace
-from estfx.axes import Axis
+from estfx import trace
+from estfx.graphs import tags
+from estfx.graphs.dimensions import Axis
+from estfx.graphs.pipeline import Pass, run_passes
 from estfx.passes import analysis
-from estfx.pipeline import Pass, run_passes
 
 VOCABULARY, HIDDEN, HEADS, HEAD_DIM, NEURONS = 101, 40, 5, 8, 56
 

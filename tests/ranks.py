@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from shared_traces import shared_traces
 from torch import multiprocessing
 
 SECONDS = 120  # that a rank waits for the others, and a test for the ranks, before it fails
@@ -33,7 +34,8 @@ def _work(rank: int, world_size: int, folder: str, pipe: Any) -> None:
     while True:
         function, args = pipe.recv()
         try:
-            result = function(*args)
+            with shared_traces():
+                result = function(*args)
             dist.barrier()
         except BaseException:
             pipe.send((traceback.format_exc(), None))

@@ -29,13 +29,13 @@ import typer
 from typer.testing import CliRunner
 
 import estfx
-from estfx import compilation
 from estfx.bench import BenchSettings
-from estfx.cli import app
-from estfx.model_spec import parse_options
-from estfx.schedule import Schedule
+from estfx.cli.main import app
+from estfx.programs import compilation
+from estfx.schedules.schedule import Schedule
 from estfx.settings import SettingsError, parse_yaml
-from estfx.train_config import RunConfig
+from estfx.training.model_spec import parse_options
+from estfx.training.train_config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md") if path.name != "architectures.md")

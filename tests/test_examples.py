@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from estfx.schedule import Schedule
-from estfx.train_config import RunConfig
+from estfx.schedules.schedule import Schedule
+from estfx.training.train_config import RunConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTED = {

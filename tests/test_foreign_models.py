@@ -26,8 +26,8 @@ from hand_written import HEADS, NEURONS, VOCABULARY
 from torch import nn
 
 import estfx
-from estfx.schedule import Schedule
-from estfx.stage import Stage, kept_count
+from estfx.schedules.schedule import Schedule
+from estfx.schedules.stage import Stage, kept_count
 
 WHOLE = Schedule(stages=[Stage(start=0)])
 HALF = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=10)])

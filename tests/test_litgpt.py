@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import estfx
-from estfx.schedule import Schedule
-from estfx.stage import Stage
+from estfx.schedules.schedule import Schedule
+from estfx.schedules.stage import Stage
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # lightning's, while it is imported

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from estfx.learning_rate import DECAY
+from estfx.training import DECAY
 
 __all__ = [
     "Course",

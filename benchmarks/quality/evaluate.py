@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from estfx.text_data import Tokens
+from estfx.training import Tokens
 
 __all__ = ["TASKS", "Item", "block_losses", "items_of", "ranked"]
 

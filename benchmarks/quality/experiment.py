@@ -20,13 +20,10 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 import estfx
-from estfx.model_spec import build_model
-from estfx.plan import Plan
-from estfx.schedule import Schedule
+from estfx.costs import Plan, schedule_saving
+from estfx.schedules import Schedule, Stage
 from estfx.settings import Settings, SettingsError, nearest
-from estfx.stage import Stage
-from estfx.target_saving import schedule_saving
-from estfx.train_config import RunConfig
+from estfx.training import RunConfig, build_model
 
 __all__ = ["ROOT", "Arm", "Experiment", "Plans", "Run", "Solved", "found"]
 

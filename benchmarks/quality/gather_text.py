@@ -37,8 +37,7 @@ from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from estfx.documents import STANDARD_LIBRARY, documents
-from estfx.text_data import is_held_out
+from estfx.training import STANDARD_LIBRARY, documents, is_held_out
 
 ROOT = Path(__file__).parents[2]
 # large ones of the development environment, in the versions that constraints.txt pins

@@ -26,12 +26,9 @@ from evaluate import TASKS, block_losses, items_of, ranked
 from experiment import ROOT, Experiment, Plans, Run, found
 from rich.console import Console
 
-from estfx.documents import documents
-from estfx.made_with import differences
+from estfx.runtime import differences
 from estfx.settings import SettingsError
-from estfx.text_data import held_out_of, tokens_of
-from estfx.train import train
-from estfx.train_config import RunConfig
+from estfx.training import RunConfig, documents, held_out_of, tokens_of, train
 
 CURVE_POINTS = 200
 

@@ -14,6 +14,7 @@ number of steps after which dense reaches an arm's loss, from which follows what
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -45,8 +46,7 @@ def difference(one: dict[int, Any], other: dict[int, Any]) -> tuple[float, float
     if not seeds:
         return None
     each_SB = losses_above(one, other, seeds)
-    means = [each_SB[rows][:, columns].mean() for rows, columns in _samples(each_SB.shape)]
-    low, high = np.quantile(means, (0.025, 0.975))
+    low, high = _middle_of_means(each_SB.shape, each_SB.astype(np.float64).tobytes())
     return float(each_SB.mean()), float(low), float(high), len(seeds)
 
 
@@ -101,12 +101,23 @@ def saved_at_equal_loss(seeds: dict[int, Any], results: Results) -> tuple[float,
     return saving(lost_SB.mean(), lost_by_short_SB.mean()), float(low), float(high)
 
 
-def _samples(shape: tuple[int, int]) -> Iterator[tuple[Any, Any]]:
+@functools.cache  # the same differences stand in several tables
+def _middle_of_means(shape: tuple[int, int], each_SB: bytes) -> tuple[float, float]:
+    """Between which the middle 95 % of the means of samples lie."""
+    values = np.frombuffer(each_SB).reshape(shape)
+    means = [values[rows][:, columns].mean() for rows, columns in _samples(shape)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+@functools.cache
+def _samples(shape: tuple[int, int]) -> list[tuple[Any, Any]]:
     """Seeds and blocks, drawn with replacement."""
     rng = np.random.default_rng(0)
     num_seeds, num_blocks = shape
-    for _ in range(SAMPLES):
-        yield rng.integers(num_seeds, size=num_seeds), rng.integers(num_blocks, size=num_blocks)
+    return [
+        (rng.integers(num_seeds, size=num_seeds), rng.integers(num_blocks, size=num_blocks)) for _ in range(SAMPLES)
+    ]
 
 
 def saved(result: dict[str, Any], dense: dict[str, Any], part: str) -> float:

@@ -13,15 +13,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import estfx
-from estfx import tags
 from estfx.bench.settings import BenchSettings
-from estfx.programs import Counts, Variant, analysed, resolve
-from estfx.runtime import stage_counts
-from estfx.schedule import Schedule
-from estfx.signature import flatten
-from estfx.stage import Stage, kept_count
-from estfx.trace import Decoder, trace
+from estfx.graphs import tags
+from estfx.programs import Counts, Variant, analysed, resolve, stage_counts
+from estfx.schedules import Schedule, Stage, kept_count
+from estfx.tracing import Decoder, flatten, trace
+from estfx.transformation import transform
 
 __all__ = ["Arm", "build_arms"]
 
@@ -103,7 +100,7 @@ class _Arms:
 
     def evolving(self, number: int) -> Arm:
         if self._evolving is None:
-            self._evolving = estfx.transform(
+            self._evolving = transform(
                 self.twin(), self.schedule, example_inputs=self.inputs, seed=self.settings.seed, verify=False
             )
         model, stage = self._evolving, self.schedule.stages[number - 1]

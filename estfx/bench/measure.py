@@ -12,17 +12,14 @@ import torch
 from torch import nn
 from torch._inductor.utils import fresh_inductor_cache
 
-import estfx
 from estfx.bench.arms import Arm, build_arms
 from estfx.bench.meters import Memory, compilations, memory_of, peak_flops, synchronize
 from estfx.bench.result import ArmResult, BenchFailedError, BenchResult, Spread
 from estfx.bench.settings import REFERENCE, BenchSettings
-from estfx.model_presets import small_options
-from estfx.model_spec import build_model, merged_options, model_types
-from estfx.quiet import quiet_transformers
-from estfx.run_folder import environment
-from estfx.schedule import Schedule
+from estfx.costs import plan as plan_of
+from estfx.schedules import Schedule
 from estfx.settings import SettingsError
+from estfx.training import build_model, environment, merged_options, model_types, quiet_transformers, small_options
 
 __all__ = ["bench"]
 
@@ -131,7 +128,7 @@ def _vocabulary(model: Any) -> int:
 def _flops(model: nn.Module, settings: BenchSettings, arms: list[Arm]) -> tuple[dict[str, float], float]:
     """Of one step of each arm, by its name, and of the whole model."""
     stages = [arm.stage.model_copy(update={"start": start}) for start, arm in enumerate(arms)]
-    plan = estfx.plan(
+    plan = plan_of(
         model,
         Schedule(stages=stages, total_steps=len(stages)),
         batch_size=settings.batch_size,

@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-from estfx.hardware import PEAKS
+from estfx.costs import PEAKS
 
 __all__ = ["Memory", "compilations", "memory_of", "peak_flops", "synchronize"]
 

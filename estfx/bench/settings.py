@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from estfx.schedules import Count, Fraction
 from estfx.settings import Settings, nearest
-from estfx.stage import Count, Fraction
-from estfx.train_config import ModelSettings
+from estfx.training import ModelSettings
 
 __all__ = ["ARMS", "REFERENCE", "BenchSettings"]
 

@@ -12,10 +12,7 @@ from estfx.dumping.constants import packed
 from estfx.dumping.stage_graphs import StageGraphs
 from estfx.dumping.text import header, kind_header
 from estfx.errors import EstfxError
-from estfx.graphs import source_line
-from estfx.own_functions import is_own_function
-from estfx.printing import axes_text, size_names, type_text
-from estfx.provenance import passes_of
+from estfx.graphs import axes_text, is_own_function, passes_of, size_names, source_line, type_text
 
 __all__ = ["code"]
 

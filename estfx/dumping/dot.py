@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 
-from estfx.axis_sorts import COLORS, sort_of
 from estfx.dumping.records import GraphRecord, KindRecord, NodeRecord, record_of
 from estfx.dumping.stage_graphs import StageGraphs
 from estfx.errors import EstfxError
+from estfx.graphs import COLORS, sort_of
 
 __all__ = ["dot", "edges", "svg"]
 

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from estfx.dumping.constants import unpacked
 from estfx.dumping.records import Dump, GraphRecord
 from estfx.errors import EstfxError
-from estfx.own_functions import callable_of
+from estfx.graphs import callable_of
 
 __all__ = ["graph_module", "load_graphs"]
 

@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from estfx.axis_sorts import sort_of
+from estfx.costs import LENGTH
 from estfx.dumping.records import GraphRecord, KindRecord, NodeRecord, record_of
 from estfx.dumping.stage_graphs import StageGraphs
-from estfx.node_flops import LENGTH
+from estfx.graphs import sort_of
 
 __all__ = ["page"]
 

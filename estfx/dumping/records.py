@@ -15,15 +15,22 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.fx import GraphModule, Node
 
-from estfx import tags
-from estfx.branches import branches_of
+from estfx.costs import node_flops
 from estfx.dumping.constants import packed
 from estfx.dumping.stage_graphs import KindGraph, StageGraphs
-from estfx.graphs import source_line
-from estfx.node_flops import node_flops
-from estfx.own_functions import is_own_function
-from estfx.printing import argument_text, axes_text, operator_name, size_names, size_text, type_text
-from estfx.provenance import passes_of
+from estfx.graphs import (
+    argument_text,
+    axes_text,
+    branches_of,
+    is_own_function,
+    operator_name,
+    passes_of,
+    size_names,
+    size_text,
+    source_line,
+    tags,
+    type_text,
+)
 
 __all__ = ["Dump", "GraphRecord", "KindRecord", "NodeRecord", "graph_record", "json_text", "record_of"]
 

@@ -9,16 +9,12 @@ from torch import nn
 from torch.fx import GraphModule
 
 from estfx.errors import EstfxError, ScheduleError, TraceError
-from estfx.graphs import clone
-from estfx.layer_names import LayerPatterns
+from estfx.graphs import clone, run_passes
 from estfx.passes import analysis, specialisation
-from estfx.pipeline import run_passes
-from estfx.programs import Counts, Variant, analysed
-from estfx.runtime import stage_counts
-from estfx.schedule import Schedule
+from estfx.programs import Counts, Variant, analysed, stage_counts
+from estfx.schedules import Schedule, Stage
 from estfx.settings import nearest
-from estfx.stage import Stage
-from estfx.trace import trace
+from estfx.tracing import LayerPatterns, trace
 
 __all__ = ["KindGraph", "StageGraphs", "pass_names", "stage_graphs"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from estfx.dumping.stage_graphs import KindGraph, StageGraphs
-from estfx.layer_list import listed
-from estfx.printing import graph_diff, graph_text
+from estfx.graphs import graph_diff, graph_text
+from estfx.tracing import listed
 
 __all__ = ["diff", "header", "kind_header", "text"]
 

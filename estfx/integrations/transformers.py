@@ -16,15 +16,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from estfx.activity import activity_of
-from estfx.agreement import check_gradients
+from estfx.costs import Plan, activity_of
 from estfx.errors import EstfxError
-from estfx.made_with import differences, made_with
-from estfx.narrowed_parameters import numbers_left_out
-from estfx.plan import Plan
-from estfx.schedule import Schedule
-from estfx.selection import Selection
-from estfx.stage import Stage
+from estfx.runtime import Selection, check_gradients, differences, made_with, numbers_left_out
+from estfx.schedules import Schedule, Stage
 
 __all__ = ["EvolvingCallback"]
 

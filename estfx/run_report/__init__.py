@@ -1,4 +1,7 @@
-"""A report about runs of `estfx train`: one page that needs nothing else, the same as figures, and as JSON."""
+"""One page about training runs: curves, stages, FLOPs, speed.
+
+In go run folders; out comes one self-contained HTML page, or pictures.
+"""
 
 from estfx.run_report.contents import Contents, contents_of
 from estfx.run_report.runs import Run, read_runs

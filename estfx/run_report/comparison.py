@@ -9,8 +9,7 @@ from typing import Any
 
 from estfx.run_report.runs import Run
 from estfx.run_report.settings_table import in_words
-from estfx.train_config import RunConfig
-from estfx.train_summary import LEFT_OUT
+from estfx.training import LEFT_OUT, RunConfig
 
 __all__ = ["against", "first_dense", "warnings_about"]
 

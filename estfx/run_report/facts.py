@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from estfx.run_report.runs import Run
-from estfx.train_summary import LEFT_OUT
+from estfx.training import LEFT_OUT
 
 __all__ = ["facts_of"]
 

@@ -13,7 +13,7 @@ from estfx.run_report.curves import AXES
 from estfx.run_report.figures import COLOURS, TITLES, figures_of, style
 from estfx.run_report.svg import inline
 from estfx.run_report.trained_units import COLUMNS, RoleMap
-from estfx.train_summary import LEFT_OUT
+from estfx.training import LEFT_OUT
 
 __all__ = ["page"]
 

@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from estfx.errors import EstfxError
-from estfx.schedule import Schedule
+from estfx.schedules import Schedule
 from estfx.settings import SettingsError, parse_yaml
 
 __all__ = ["Run", "Steps", "read_runs"]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from estfx.draws import SCORES
 from estfx.errors import EstfxError
-from estfx.made_with import drawn_layers
 from estfx.run_report.runs import Run
-from estfx.step_draw import DrawnLayer, draw_step
+from estfx.runtime import drawn_layers
+from estfx.schedules import SCORES, DrawnLayer, draw_step
 
 __all__ = ["RoleMap", "TrainedUnits", "trained_units"]
 

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import build
 from hand_written import Decoder, GatedMlp, GroupedAttention, PreNorm
+from tiny_decoders import build
 
 import estfx
-from estfx.dump import dump
+from estfx.dumping.dump_stage import dump
 from estfx.dumping.stage_graphs import pass_names, stage_graphs
 from estfx.errors import EstfxError
-from estfx.schedule import Schedule
-from estfx.stage import Stage
+from estfx.schedules.schedule import Schedule
+from estfx.schedules.stage import Stage
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from round_trip import check_round_trip
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import build
 from hand_written import Decoder, GatedMlp, GroupedAttention, PreNorm
+from tiny_decoders import build
 
-from estfx.dump import dump
-from estfx.schedule import Schedule
-from estfx.stage import Stage
+from estfx.dumping.dump_stage import dump
+from estfx.schedules.schedule import Schedule
+from estfx.schedules.stage import Stage
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stage(start=9)], total_steps=10)
 

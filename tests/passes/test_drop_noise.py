@@ -5,10 +5,10 @@ import torch
 from hand_written import HIDDEN, Layer, PreNorm, graph_of, graph_of_function, stream
 from torch.fx import GraphModule
 
-from estfx import tags
+from estfx.graphs import tags
+from estfx.graphs.pipeline import run_passes
+from estfx.graphs.printing import graph_text
 from estfx.passes.drop_noise import DropNoise
-from estfx.pipeline import run_passes
-from estfx.printing import graph_text
 
 aten = torch.ops.aten
 

@@ -16,12 +16,12 @@ from hand_written import (
 from torch import nn
 from torch.nn import functional as F
 
-from estfx import tags
 from estfx.errors import VerifyError
+from estfx.graphs import tags
+from estfx.graphs.pipeline import run_passes
+from estfx.graphs.printing import graph_text
 from estfx.passes import analysis
 from estfx.passes.find_attention import FindAttention
-from estfx.pipeline import run_passes
-from estfx.printing import graph_text
 
 
 @pytest.mark.parametrize("name", ["fused", "grouped"])

@@ -6,12 +6,12 @@ import torch
 from hand_written import HIDDEN, GatedMlp, GroupedAttention, Layer, PreNorm, before, graph_of_function
 from torch.fx import GraphModule
 
-from estfx import tags
 from estfx.errors import VerifyError
+from estfx.graphs import tags
+from estfx.graphs.pipeline import run_passes
+from estfx.graphs.printing import graph_text
 from estfx.passes import analysis
 from estfx.passes.find_axes import FindAxes
-from estfx.pipeline import run_passes
-from estfx.printing import graph_text
 
 
 def as_text(gm: GraphModule) -> str:

@@ -10,11 +10,12 @@ from hand_written import HIDDEN, NEURONS, Attention, Mlp, PreNorm, Stack, analys
 from torch import nn
 from torch.nn import functional as F
 
-from estfx import Schedule, Stage, tags, transform
+from estfx import Schedule, Stage, transform
 from estfx.errors import VerifyError
+from estfx.graphs import tags
+from estfx.graphs.pipeline import run_passes
+from estfx.graphs.printing import graph_text
 from estfx.passes.find_channels import FindChannels
-from estfx.pipeline import run_passes
-from estfx.printing import graph_text
 
 CHANNELS, STATES, RANK, HEADS, KEYS, VALUES = 24, 3, 2, 6, 5, 4
 

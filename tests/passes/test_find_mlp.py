@@ -5,11 +5,11 @@ import torch
 from hand_written import HIDDEN, NEURONS, GatedMlp, Mlp, PreNorm, before
 from torch import nn
 
-from estfx import tags
 from estfx.errors import VerifyError
+from estfx.graphs import tags
+from estfx.graphs.pipeline import run_passes
+from estfx.graphs.printing import graph_text
 from estfx.passes.find_mlp import FindMlp
-from estfx.pipeline import run_passes
-from estfx.printing import graph_text
 
 
 @pytest.mark.parametrize("mlp", [Mlp, GatedMlp])

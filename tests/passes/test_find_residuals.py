@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from architectures import DECODERS
 from hand_written import (
     HIDDEN,
     Layer,
@@ -17,15 +16,17 @@ from hand_written import (
     graph_of_function,
     stream,
 )
-from shallow import layer_graph
+from shallow_decoders import layer_graph
+from tiny_decoders import DECODERS
 from torch import nn
 from torch.nn import functional as F
 
-from estfx import tags, trace
+from estfx import trace
+from estfx.graphs import tags
+from estfx.graphs.pipeline import run_passes
+from estfx.graphs.printing import graph_text
 from estfx.passes import analysis
 from estfx.passes.find_residuals import FindResiduals
-from estfx.pipeline import run_passes
-from estfx.printing import graph_text
 
 
 def found(function: Callable[..., torch.Tensor]) -> tags.Residuals:
@@ -244,6 +245,7 @@ def test_refusal_for_a_layer_of_which_more_than_the_stream_is_read() -> None:
 PARALLEL = {"gpt_neox", "gptj", "falcon", "falcon_new"}  # attention and MLP are added before they join the stream
 
 
+@pytest.mark.sweep("name")
 @pytest.mark.parametrize("name", DECODERS)
 def test_layers_of_transformers_are_droppable(name: str) -> None:
     residuals = tags.get(run_passes(layer_graph(name), analysis()[:2]), tags.Residuals)

@@ -3,21 +3,21 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from architectures import DECODERS
 from hand_written import HEADS, HIDDEN, NEURONS, GatedMlp, GroupedAttention, PreNorm, analysed, halved, stream
-from shallow import layer_graph
+from shallow_decoders import layer_graph
+from tiny_decoders import DECODERS
 from torch import nn
 from torch.nn import functional as F
 
-from estfx import tags
-from estfx.axes import Axis
 from estfx.errors import VerifyError
-from estfx.graphs import arguments, clone, sizes
+from estfx.graphs import tags
+from estfx.graphs.dimensions import Axis
+from estfx.graphs.fx_graphs import arguments, clone, sizes
+from estfx.graphs.pipeline import run_passes
+from estfx.graphs.printing import graph_text
 from estfx.passes import analysis
 from estfx.passes.narrow_axes import NarrowAxes
-from estfx.pipeline import run_passes
-from estfx.printing import graph_text
-from estfx.programs import resolve
+from estfx.programs.program import resolve
 
 
 def pair(name: str) -> nn.Module:
@@ -140,6 +140,7 @@ def test_a_literal_that_happens_to_equal_a_size_stays() -> None:
     assert shapes["aten.gelu.default"][-1] == NEURONS // 2
 
 
+@pytest.mark.sweep("name")
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_architecture_narrows_to_one_unit(name: str) -> None:
     gm = run_passes(layer_graph(name), analysis())

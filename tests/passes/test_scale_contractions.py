@@ -7,14 +7,14 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from estfx import tags
 from estfx.errors import VerifyError
-from estfx.graphs import sizes
+from estfx.graphs import tags
+from estfx.graphs.fx_graphs import sizes
+from estfx.graphs.pipeline import run_passes
+from estfx.graphs.printing import graph_text
 from estfx.passes import specialisation
 from estfx.passes.narrow_axes import NarrowAxes
 from estfx.passes.scale_contractions import ScaleContractions
-from estfx.pipeline import run_passes
-from estfx.printing import graph_text
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ from tables import difference
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from estfx.settings import SettingsError
-from estfx.text_data import Tokens
+from estfx.training.text_data import Tokens
 
 QUALITY = Path(experiments.__file__).parent
 RUN = {

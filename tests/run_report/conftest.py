@@ -6,8 +6,8 @@ import shutil
 import pytest
 from rich.console import Console
 
-from estfx.train import train
-from estfx.train_config import RunConfig
+from estfx.training.train_config import RunConfig
+from estfx.training.training_run import train
 
 TINY = (
     "model.config.num_hidden_layers=2",

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
-from estfx.cli import app
+from estfx.cli.main import app
 from estfx.run_report import contents_of, read_runs, write_report
 from estfx.run_report.figures import COLOURS
 from estfx.run_report.page import DARK, page

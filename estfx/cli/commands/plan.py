@@ -1,0 +1,134 @@
+"""`estfx plan`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from estfx.cli.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, LayerNames, Model
+
+__all__ = ["plan"]
+
+
+def plan(
+    model: Model,
+    schedule: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SCHEDULE.yaml]", help="A schedule. Default: the three stages of the paper."),
+    ] = None,
+    config: ConfigValues = None,
+    layers: LayerNames = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences of an optimizer step.")] = 8,
+    seq_len: Annotated[int, typer.Option("--seq-len", min=2, help="Tokens of a sequence.")] = 1024,
+    total_steps: Annotated[
+        int | None, typer.Option("--total-steps", min=1, help="Optimizer steps. Default: the schedule's, or 150,000.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="In place of SCHEDULE: est, the paper's stages (the default), growing, stacking, or compound.",
+        ),
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option("--keep", help="Keep fraction of the preset: 0.25 of growing, 0.5 of the others."),
+    ] = None,
+    target_saving: Annotated[
+        float | None,
+        typer.Option(
+            "--target-saving",
+            metavar="SHARE",
+            help="Moves the boundaries so that this share of the whole model's FLOPs is saved: 0.25.",
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option("--hardware", metavar="NAME", help="Estimates hours: b200, h200, h100, a100, l40s, mi300x, …"),
+    ] = None,
+    num_devices: Annotated[int, typer.Option("--num-devices", min=1, help="Of that hardware.")] = 1,
+    mfu: Annotated[
+        float | None, typer.Option("--mfu", help="Share of the peak that is reached. Assumed 0.4, if not given.")
+    ] = None,
+    bench: Annotated[
+        Path | None,
+        typer.Option("--bench", metavar="FILE", help="Takes the MFU from what `estfx bench --out FILE` measured."),
+    ] = None,
+    price: Annotated[float | None, typer.Option("--price", help="Of one device for an hour; adds the cost.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draws the stages: a .png or .svg.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Writes a run for `estfx train FILE`, with this schedule."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a schedule costs and saves on a model, from shapes alone: FLOPs, parameters, memory, hours.
+
+    estfx plan gpt2 --target-saving 0.25 --out run.yaml
+
+    estfx plan llama --config num_hidden_layers=80 --config hidden_size=8192 --hardware h200 --num-devices 64
+    """
+    from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, run_settings
+    from estfx.costs import plan as plan_of
+    from estfx.costs import schedule_saving
+    from estfx.schedules import Schedule
+    from estfx.settings import SettingsError
+    from estfx.training import build_model, parse_options, quiet_transformers
+
+    if hardware is None and (mfu is not None or bench is not None or price is not None or num_devices != 1):
+        raise SettingsError("--mfu, --bench, --price and --num-devices say how fast some hardware is: add --hardware.")
+    if mfu is not None and bench is not None:
+        raise SettingsError("give either --mfu or --bench, which measured it.")
+    if schedule is not None and (preset is not None or keep is not None):
+        raise SettingsError("give either a schedule's file, or --preset and --keep.")
+    stages = (
+        Schedule.from_yaml(schedule)
+        if schedule is not None
+        else Schedule.of_preset(preset or "est", total_steps or 150_000, keep)
+    )
+    if schedule is not None and total_steps is not None:
+        stages = stages.model_copy(update={"total_steps": total_steps})
+    options = parse_options(config or ())
+    with quiet_transformers():
+        built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
+        with built.mode:
+            found = plan_of(
+                built.model,
+                stages,
+                batch_size=batch_size,
+                seq_len=seq_len,
+                example_inputs=built.example_inputs,
+                layers=layers or None,
+            )
+    if target_saving is not None:
+        stages = schedule_saving(found, stages, target_saving)
+        found = found.with_boundaries(stages)
+    estimate: Estimate | None = None
+    if hardware is not None:
+        measured = mfu_measured(bench) if bench is not None else None
+        estimate = estimated(found, hardware, num_devices, mfu, measured, price)
+    if plot is not None:
+        from estfx.cli.plan_plot import plot_plan
+
+        plot_plan(found, f"{model}, batches of {batch_size} × {seq_len} tokens", plot)
+    if out is not None:
+        run_settings(model, options, built.model, found, stages).to_yaml(out)
+    if as_json:
+        shown: dict[str, Any] = {
+            "model": model,
+            "schedule": stages.model_dump(mode="json"),
+            "plan": found.model_dump(mode="json"),
+            "saving": {"layers": found.saving_layers, "model": found.saving_model},
+            "estimate": None if estimate is None else estimate.model_dump(mode="json"),
+        }
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        from estfx.cli.plan_table import print_plan
+
+        print_plan(Console(), model, found, estimate)
+    for path in filter(None, (plot, out)):
+        typer.echo(f"written to {path}", err=True)

@@ -1,0 +1,85 @@
+"""The command line. Exit status 0: done, 1: the work failed, 2: bad input, told in one message without a traceback;
+3: a training run was told to terminate, and can be resumed.
+"""
+
+import traceback as tracebacks
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from estfx.cli.commands.bench import bench
+from estfx.cli.commands.dump import dump
+from estfx.cli.commands.inspect import inspect
+from estfx.cli.commands.plan import plan
+from estfx.cli.commands.report import report
+from estfx.cli.commands.train import train
+from estfx.errors import EstfxError, VerifyError
+
+# what only one command needs is imported in it: transformers takes seconds, and --help should not
+
+__all__ = ["app", "main"]
+
+
+class _TellsFaults(TyperGroup):
+    """Turns the package's errors into a message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer carries a click of its own, with its own Context
+        try:
+            return super().invoke(ctx)
+        except EstfxError as error:
+            if ctx.params.get("traceback"):
+                typer.echo("".join(tracebacks.format_exception(error)), err=True)
+            for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+                typer.echo(line, err=True)
+            raise typer.Exit(_status(error)) from None
+
+
+app = typer.Typer(
+    name="estfx",
+    cls=_TellsFaults,
+    help="Evolving Subnetwork Training: train a random part of a decoder, and let it grow until it is the whole.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (train, inspect, plan, dump, bench, report):
+    app.command()(command)
+
+
+def main() -> None:
+    """The script's entry."""
+    app()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"estfx {version('estfx')}")
+        except PackageNotFoundError:
+            typer.echo("estfx, from a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from: estfx --traceback train …")
+    ] = False,
+) -> None:
+    pass
+
+
+def _status(error: EstfxError) -> int:
+    if isinstance(error, VerifyError):
+        return 1
+    from estfx.bench import BenchFailedError
+    from estfx.training import StoppedError, TrainingFailedError
+
+    if isinstance(error, StoppedError):
+        return 3
+    return 1 if isinstance(error, TrainingFailedError | BenchFailedError) else 2

@@ -1,0 +1,129 @@
+"""Programs: the graph of a layer for one call signature, narrowed for a stage, and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from estfx.graphs import clone, run_passes, tags
+from estfx.passes import analysis, specialisation
+from estfx.programs.compilation import Compiler
+from estfx.tracing import TracedLayer
+
+__all__ = ["Program", "Variant", "analysed", "in_clean_thread", "numbers_at_work", "resolve"]
+
+T = TypeVar("T")
+Counts = tuple[tuple[str, int], ...]  # (role, units kept), sorted, whole ones left out
+
+
+def resolve(module: nn.Module, path: str) -> torch.Tensor:
+    """The parameter or buffer at a dotted path, whatever stands there now."""
+    *owners, name = path.split(".")
+    for owner in owners:  # past the modules' own __getattr__, which takes ten times as long
+        inner = module.__dict__["_modules"].get(owner)
+        module = getattr(module, owner) if inner is None else inner
+    parameter: torch.Tensor | None = module.__dict__["_parameters"].get(name)
+    found: torch.Tensor = getattr(module, name) if parameter is None else parameter
+    return found
+
+
+def in_clean_thread(function: Callable[..., T], *args: Any) -> T:
+    """Calls a function in a thread of its own, which has none of this one's grad mode, autocast, checkpointing and
+    other modes: a graph must not depend on them, nor they see what is computed to make it.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function, *args).result()
+
+
+def numbers_at_work(graph: GraphModule) -> dict[str, int]:
+    """How many numbers of each weight a graph reads, by the weight's path in the layer."""
+    indices = graph.meta.get(tags.Indices.__qualname__, tags.Indices())
+    lengths = {g.placeholder: g.dim.narrowed_size(indices.kept) for g in indices.gathers}
+    narrowed: dict[str, dict[int, int]] = {}
+    for path, dim, placeholder in indices.weights:
+        narrowed.setdefault(path, {})[dim] = lengths[placeholder]
+    shapes = {n.name: n.meta["val"].shape for n in graph.graph.nodes if n.op == "placeholder"}
+    return {
+        path: prod(narrowed.get(path, {}).get(dim, size) for dim, size in enumerate(shapes[name]))
+        for name, path in tags.get(graph, tags.Interface).weights
+    }
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph for one kind of layer, one signature and one set of counts; all layers of the kind share it."""
+
+    graph: GraphModule
+    call: Callable[..., tuple[torch.Tensor, ...]]
+    gathers: tuple[tags.Gather, ...]
+    units: tuple[tuple[str, Any], ...]  # (role, axis) of what is narrowed
+    weights: tuple[str, ...]  # paths, in the order of the graph's inputs
+
+    @cached_property
+    def numbers_at_work(self) -> dict[str, int]:
+        """How many numbers of each weight take part, by its path."""
+        return numbers_at_work(self.graph)
+
+    def indices(self, drawn: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Kept positions for each index input, `[layers, kept]`, from the drawn units by role, `[layers, units]`."""
+        units = {axis: drawn[role] for role, axis in self.units}
+        return [gather.dim.flat_index(units) for gather in self.gathers]
+
+
+@dataclass
+class Variant:
+    """A kind's graph for one call signature, analysed, and the programs made from it."""
+
+    traced: TracedLayer
+    roles: tags.Roles
+    residuals: tags.Residuals
+    scales: bool = True  # sums over kept units, by total / kept
+    programs: dict[Counts, Program] = field(default_factory=dict)
+
+    @cached_property
+    def writes_in_place(self) -> bool:
+        """Whether the graph may write into its stream."""
+        schemas = (getattr(n.target, "_schema", None) for n in self.traced.graph.graph.nodes)
+        return any(schema is not None and schema.is_mutable for schema in schemas)
+
+    def passed_over(self, leaves: list[Any]) -> Any:
+        """What a layer gives for a call with these leaves when it is skipped: its stream, or nothing to be added."""
+        stream = leaves[self.traced.stream_leaf]
+        return self.traced.give(torch.zeros_like(stream) if self.residuals.outside else stream)
+
+    @property
+    def axes(self) -> tags.Axes:
+        return tags.get(self.traced.graph, tags.Axes)
+
+    def narrowed(self, counts: Counts) -> GraphModule:
+        """The graph with that many units kept of each role; uncompiled."""
+        wanted = dict(counts)
+        kept = {role.axis: wanted[role.name] for role in self.roles.found if role.name in wanted}
+        return run_passes(clone(self.traced.graph), specialisation(kept, scaled=self.scales))
+
+    def program(self, counts: Counts, compiler: Compiler | None) -> Program:
+        if counts not in self.programs:
+            graph = in_clean_thread(self.narrowed, counts)
+            indices = tags.get(graph, tags.Indices)
+            self.programs[counts] = Program(
+                graph=graph,
+                call=graph if compiler is None else compiler.program(graph),
+                gathers=indices.gathers,
+                units=tuple((role.name, role.axis) for role in self.roles.found if role.axis in indices.kept),
+                weights=tuple(path for _, path in tags.get(graph, tags.Interface).weights),
+            )
+        return self.programs[counts]
+
+
+def analysed(traced: TracedLayer, *, scales: bool = True) -> Variant:
+    graph = run_passes(traced.graph, analysis())
+    return Variant(traced, tags.get(graph, tags.Roles), tags.get(graph, tags.Residuals), scales)

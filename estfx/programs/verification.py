@@ -1,0 +1,250 @@
+"""The oracles, run on each kind of layer when a model is transformed.
+
+1. The whole layer's graph gives what the layer gives, values and gradients.
+2. A narrowed graph gives, in float64, what the whole gives with its closing contractions masked at the dropped units
+   and scaled by total / kept. Statistics over a narrowed dimension are taken over its kept part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from estfx.axes import RESIZERS, Resize, entry
+from estfx.errors import TraceError, VerifyError
+from estfx.graphs import Axis, Dim, Sum, arguments, clone, has_tensor, promoted, run_passes, tags
+from estfx.passes import specialisation
+from estfx.programs.program import Variant, resolve
+from estfx.tracing import LayerCall, flatten, run_quietly
+
+__all__ = ["masked_whole", "verify_kind"]
+
+WHOLE_TOLERANCE = 1e-5  # beyond it, relative to the largest value, the graph is not the layer
+MASKED_TOLERANCE = 1e-10  # in float64, likewise
+Tensors = list[torch.Tensor]
+
+
+def verify_kind(variant: Variant, call: LayerCall) -> list[str]:
+    """Runs both oracles on one layer; takes out the roles that fail, and returns notes in words."""
+    if any(p.device.type == "meta" for p in call.module.parameters()):
+        return ["not verified: its weights are on the meta device"]
+    notes = _verify_whole(variant, call)
+    inputs = _double_inputs(variant, call)
+    roles = list(variant.roles.found)
+    if roles and (failure := _verify_narrowed(variant, roles, inputs)):
+        kept = []
+        for role in roles:
+            alone = _verify_narrowed(variant, [role], inputs)
+            if alone:
+                notes.append(f"{role.name} ({role.axis.size}) stay whole: narrowing them failed verification ({alone})")
+            else:
+                kept.append(role)
+        if len(kept) == len(roles):  # each is right alone, and together they are not
+            notes.append(f"{', '.join(r.name for r in roles)} stay whole: narrowing them together failed ({failure})")
+            kept = []
+        variant.roles = replace(variant.roles, found=tuple(kept))
+        tags.put(variant.traced.graph, variant.roles)
+    return notes
+
+
+# -- oracle 1 ------------------------------------------------------------------------------------------------------
+
+
+def _verify_whole(variant: Variant, call: LayerCall) -> list[str]:
+    leaves, spec = flatten(call.args, call.kwargs)
+    inputs = [leaves[i].detach().clone() for i in variant.traced.input_leaves]
+    weights = [resolve(call.module, path) for _, path in tags.get(variant.traced.graph, tags.Interface).weights]
+
+    def layer(stream: torch.Tensor) -> torch.Tensor:
+        given = list(leaves)
+        given[call.stream_leaf] = stream
+        args, kwargs = pytree.tree_unflatten(given, spec)
+        result: torch.Tensor = pytree.tree_leaves(call.module.forward(*args, **kwargs))[call.stream_output]
+        return result
+
+    def graph(stream: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = variant.traced.graph(stream, *inputs[1:], *weights)[0]
+        return result
+
+    with run_quietly(call.module):
+        want, got = (_values_and_gradients(f, inputs[0], weights) for f in (layer, graph))
+    worst = worst_error(want, got)
+    if worst > WHOLE_TOLERANCE:
+        raise VerifyError(
+            f"the graph of layer `{call.name}` does not compute what the layer does: relative error {worst:.2e}. "
+            "Please report the model; transform(..., verify=False) would train something else."
+        )
+    return [f"its whole graph differs from the layer by {worst:.1e}, relative"] if worst > 0 else []
+
+
+def _values_and_gradients(function: Any, stream: torch.Tensor, weights: Tensors) -> Tensors:
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stream = stream.detach().clone().requires_grad_()
+        value = function(stream.clone())  # a layer may write into its stream, which it cannot into a leaf
+        if not value.requires_grad:
+            raise TraceError(
+                "a layer gives a result that has no gradient: its model works out the backward pass by itself, as "
+                "reversible layers do. Such a model cannot be trained in parts."
+            )
+        wanted = [stream, *(w for w in weights if w.requires_grad)]
+        grads = torch.autograd.grad(value, wanted, _direction(value), allow_unused=True)
+    return [value.detach(), *(torch.zeros(()) if g is None else g for g in grads)]
+
+
+def _direction(value: torch.Tensor) -> torch.Tensor:
+    """A fixed direction without symmetry, along which gradients are compared."""
+    steps = torch.arange(value.numel(), dtype=torch.float64, device=value.device)
+    return torch.cos(steps * 0.7 + 0.3).reshape(value.shape).to(value.dtype)
+
+
+def worst_error(want: Tensors, got: Tensors) -> float:
+    """The largest relative error of a value and its gradients; 0.0 only if they are equal to the bit.
+
+    Each is measured against its own largest entry, but at least a thousandth of the largest gradient's: some gradients,
+    such as that of a key's bias under a softmax, are zero but for rounding.
+    """
+    floor = 1e-3 * max((t.nan_to_num().abs().max().item() for t in want[1:] if t.numel()), default=0.0)
+    return max(relative_error(w, g, floor if i else 0.0) for i, (w, g) in enumerate(zip(want, got, strict=True)))
+
+
+def relative_error(want: torch.Tensor, got: torch.Tensor, floor: float = 0.0) -> float:
+    """The largest difference, relative to the largest value wanted; infinite where only one side has a NaN."""
+    if want.shape != got.shape:
+        return float("inf")
+    if torch.equal(want, got):
+        return 0.0
+    same_nan = torch.equal(want.isnan(), got.isnan())
+    scale = max(want.nan_to_num().abs().max().item(), floor)
+    return (want - got).nan_to_num().abs().max().item() / (scale or 1.0) if same_nan else float("inf")
+
+
+# -- oracle 2 ------------------------------------------------------------------------------------------------------
+
+
+def _double_inputs(variant: Variant, call: LayerCall) -> tuple[Tensors, Tensors]:
+    leaves, _ = flatten(call.args, call.kwargs)
+    inputs = [leaves[i] for i in variant.traced.input_leaves]
+    weights = [resolve(call.module, path) for _, path in tags.get(variant.traced.graph, tags.Interface).weights]
+    double = [[t.detach().double() if t.is_floating_point() else t.detach() for t in ts] for ts in (inputs, weights)]
+    return double[0], double[1]
+
+
+def _verify_narrowed(variant: Variant, roles: list[tags.Role], inputs: tuple[Tensors, Tensors]) -> str:
+    """An empty string, or what went wrong."""
+    kept = {role.axis: max(1, role.axis.size // 2) for role in roles}
+    rng = np.random.default_rng(0)
+    units = {axis: np.sort(rng.permutation(axis.size)[:count]) for axis, count in kept.items()}
+    try:
+        narrowed = promoted(run_passes(clone(variant.traced.graph), specialisation(kept)))
+        whole = promoted(clone(variant.traced.graph))
+    except (VerifyError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    device = inputs[0][0].device
+    gathers = tags.get(narrowed, tags.Indices).gathers
+    indices = [torch.from_numpy(gather.dim.flat_index(units)).to(device) for gather in gathers]
+    sides, weights = inputs[0][1:], inputs[1]
+    leaf_weights = [w.clone().requires_grad_(w.is_floating_point()) for w in weights]
+    want = _values_and_gradients(
+        lambda x: masked_whole(whole, units, [x, *sides, *leaf_weights])[0], inputs[0][0], leaf_weights
+    )
+    got = _values_and_gradients(lambda x: narrowed(x, *sides, *indices, *leaf_weights)[0], inputs[0][0], leaf_weights)
+    worst = worst_error(want, got)
+    return "" if worst <= MASKED_TOLERANCE else f"relative error {worst:.1e} against the masked whole in float64"
+
+
+def masked_whole(gm: GraphModule, units: Mapping[Axis, np.ndarray], inputs: Tensors) -> tuple[torch.Tensor, ...]:
+    """The whole graph's values with all but the kept units masked out where a contraction sums over them."""
+    result: tuple[torch.Tensor, ...] = _Masked(gm, units).run(*inputs)
+    return result
+
+
+class _Masked(torch.fx.Interpreter):
+    def __init__(self, gm: GraphModule, units: Mapping[Axis, np.ndarray]) -> None:
+        super().__init__(gm)
+        self.units = units
+        self.axes = tags.get(gm, tags.Axes)
+        self.closings: dict[str, list[tags.Closing]] = {}
+        for closing in self.axes.closings:
+            if self._touches(closing.dim):
+                self.closings.setdefault(closing.node, []).append(closing)
+        self.coupled = {name for axis, names in self.axes.coupled.items() if axis in units for name in names}
+
+    def _touches(self, dim: Dim) -> bool:
+        return any(axis in self.units for axis in dim.axes())
+
+    def _index(self, dim: Dim, device: torch.device) -> torch.Tensor:
+        return torch.from_numpy(dim.flat_index(self.units)).to(device)
+
+    def _mask(self, dim: Dim) -> np.ndarray:
+        """`total / kept` at the kept positions along a dimension, 0 at the others, 1 where nothing is narrowed."""
+        if isinstance(dim, Axis):
+            mask = np.ones(dim.size)
+            if dim in self.units:
+                mask[:] = 0.0
+                mask[self.units[dim]] = dim.size / len(self.units[dim])
+            return mask
+        if isinstance(dim, Sum):
+            return np.concatenate([self._mask(term) for term in dim.terms])
+        mask = reduce(np.multiply.outer, [self._mask(factor) for factor in dim.factors])
+        return mask.reshape(-1)
+
+    def run_node(self, n: Node) -> Any:
+        if n.name in self.closings:
+            return self._closed(n)
+        if n.name in self.coupled:
+            return self._coupled(n)
+        return super().run_node(n)
+
+    def _closed(self, node: Node) -> Any:
+        a = {name: torch.fx.map_arg(value, lambda n: self.env[n]) for name, value in arguments(node).items()}
+        for closing in self.closings[node.name]:
+            name, item = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", closing.argument).groups()  # type: ignore[union-attr]
+            operand = a[name] if item is None else a[name][int(item)]
+            mask = torch.from_numpy(self._mask(closing.dim)).to(operand)
+            shape = [1] * operand.ndim
+            shape[closing.position] = -1
+            masked = operand * mask.reshape(shape)
+            if item is None:
+                a[name] = masked
+            else:
+                a[name] = [masked if i == int(item) else t for i, t in enumerate(a[name])]
+        return _call(node, a)
+
+    def _coupled(self, node: Node) -> Any:
+        """The statistic over the kept part: take it, compute, and put the result back where it came from."""
+        a = dict(arguments(node))
+        kept = {axis: len(units) for axis, units in self.units.items()}
+        if (resizer := entry(RESIZERS, node.target)) is not None:
+            a.update(resizer(Resize(self.axes, kept, lambda old, dim: old), node, a))
+
+        def part(source: Node) -> torch.Tensor:
+            value: torch.Tensor = self.env[source]
+            for position, dim in enumerate(self.axes.dims[source.name]):
+                if self._touches(dim):
+                    value = value.index_select(position, self._index(dim, value.device))
+            return value
+
+        a = {name: torch.fx.map_arg(v, lambda n: part(n) if has_tensor(n) else self.env[n]) for name, v in a.items()}
+        value = _call(node, a)
+        for position, dim in enumerate(self.axes.dims[node.name]):
+            if self._touches(dim):
+                size = list(value.shape)
+                size[position] = dim.size
+                value = value.new_zeros(size).index_copy(position, self._index(dim, value.device), value)
+        return value
+
+
+def _call(node: Node, a: Mapping[str, Any]) -> Any:
+    schema = node.target._schema  # type: ignore[union-attr]
+    args = [a[x.name] for x in schema.arguments if not x.kwarg_only]
+    kwargs = {x.name: a[x.name] for x in schema.arguments if x.kwarg_only}
+    return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,46 @@
+"""What happens at every step: the draw, the layers that run it or are skipped, and what follows the step.
+
+In go programs, a schedule and a model; out comes the model, whose layers run the subnetwork of the step in force.
+"""
+
+from estfx.runtime.compiled_surroundings import changed_outside, mount_outside, unmount_outside
+from estfx.runtime.copied_layers import CopiedLayers
+from estfx.runtime.fused_loss import check_fusible, deferred_logits, fused
+from estfx.runtime.idle_units import IdleUnits
+from estfx.runtime.joining_units import zero_joining
+from estfx.runtime.layer_mount import Call, is_mounted, mount, unmount
+from estfx.runtime.model_state import made_with, numbers_left_out
+from estfx.runtime.mounted_layers import MountedLayers
+from estfx.runtime.optimizer_hooks import watch
+from estfx.runtime.rank_agreement import RankAgreement, check_gradients
+from estfx.runtime.run_fingerprint import differences, drawn_layers
+from estfx.runtime.runtime import Runtime
+from estfx.runtime.selection import Selection
+from estfx.runtime.warmup import warm_up
+
+__all__ = [
+    "Call",
+    "CopiedLayers",
+    "IdleUnits",
+    "MountedLayers",
+    "RankAgreement",
+    "Runtime",
+    "Selection",
+    "changed_outside",
+    "check_fusible",
+    "check_gradients",
+    "deferred_logits",
+    "differences",
+    "drawn_layers",
+    "fused",
+    "is_mounted",
+    "made_with",
+    "mount",
+    "mount_outside",
+    "numbers_left_out",
+    "unmount",
+    "unmount_outside",
+    "warm_up",
+    "watch",
+    "zero_joining",
+]

@@ -1,0 +1,245 @@
+"""A mount takes over a layer while the model trains: it skips the layer, or runs the program of its kind and stage.
+
+The layer's class is swapped for a subclass of the same name, as `fully_shard` does it; its hooks, its checkpointing
+and whatever wraps it stay. A skipped layer returns before any of its hooks run, or FSDP would gather its weights.
+
+A module that the model calls more than once in a forward has one mount, which counts the calls: each is a layer of its
+own. A recomputation under activation checkpointing happens within the backward pass, and is not counted. It repeats a
+call that ran; only reentrant checkpointing around a layer computes the skipped ones again, too.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from estfx.errors import EstfxError
+from estfx.programs import Kind, resolve
+from estfx.runtime.runtime import Runtime
+from estfx.tracing import (
+    ATTRIBUTE,
+    Changes,
+    Signature,
+    Snapshot,
+    call_key,
+    changes,
+    flatten,
+    is_plain,
+    signature_of,
+    without_empty_caches,
+)
+
+__all__ = ["Call", "Mount", "is_mounted", "mount", "unmount"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One of the calls of a layer's module: its name as a layer, and its kind."""
+
+    name: str
+    kind: Kind
+
+
+@dataclass
+class Mount:
+    """What a mounted layer knows: its calls in one forward, and the runtime that says what they run."""
+
+    path: str
+    calls: tuple[Call, ...]
+    runtime: Runtime
+    original_class: type[nn.Module]
+    idle: bool = False  # while the layer itself is being looked at
+    entered: Call | None = None  # the call at work
+    changed: Changes = frozenset()  # in the layer, since it was transformed
+    _first: Snapshot | None = None
+    _last: Snapshot | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mount:
+        """For a copy of the layer, of which the snapshots say nothing; they are taken when it is looked at."""
+        twin = Mount(self.path, self.calls, copy.deepcopy(self.runtime, memo), self.original_class, self.idle)
+        twin.changed, twin._first = self.changed, self._first
+        return twin
+
+    def look(self, layer: nn.Module) -> None:
+        """Notices what was changed in the layer since it was transformed, such as adapters that were put into it."""
+        if self._last is not None and self._last.same():
+            return
+        self._last = Snapshot(layer, self.path)
+        if self._first is None:
+            self._first = self._last
+        self.changed = changes(self._first.structure, self._last.structure)
+
+    def original(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.original_class.forward(layer, *args, **kwargs)
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        before, self.idle = self.idle, True
+        try:
+            yield
+        finally:
+            self.idle = before
+
+    def applies(self, layer: nn.Module) -> bool:
+        return layer.training and not self.idle and not self.runtime.idle
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module) -> Call:
+        """Which call this is."""
+        if in_backward():
+            self.runtime.require_step_of_forward()
+            return self.repeated(args, kwargs, layer)
+        return self.calls[self.runtime.next_call(self.path, len(self.calls))]
+
+    def repeated(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: nn.Module) -> Call:
+        """The call that a recomputation repeats: any that ran and knows these arguments, as calls share their units."""
+        ran = [call for call in self.calls if self.runtime.runs(call.name)] or list(self.calls)  # or all were skipped
+        leaves, spec = flatten(args, kwargs)
+        for call in ran if len({id(call.kind) for call in ran}) > 1 else ():
+            device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+            dtypes = tuple(weight.dtype for weight in self._weights(call, layer).values())
+            if call.kind.knows(self._signature(call, leaves, spec, device.type, dtypes), leaves):
+                return call
+        return ran[0]
+
+    def refuse_unknown_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises EstfxError for a reentrant recomputation, if some of the calls ran and others were skipped."""
+        if len({self.runtime.runs(call.name) for call in self.calls}) < 2:
+            return
+        stream = flatten(args, kwargs)[0][self.calls[0].kind.first.traced.stream_leaf]
+        if stream.requires_grad and stream.grad_fn is None:  # it hands over detached tensors
+            raise EstfxError(
+                f"layer `{self.path}` is called {len(self.calls)} times in a forward, of which some are skipped, and "
+                "reentrant activation checkpointing does not tell which of them it computes again. Pass "
+                "use_reentrant=False to torch.utils.checkpoint.checkpoint."
+            )
+
+    def skips(self, call: Call) -> bool:
+        return not self.runtime.runs(call.name)
+
+    def skip(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
+        """What the layer returns when it is passed over; None if the call is none that programs know."""
+        leaves, _ = flatten(args, kwargs)
+        if not all(map(is_plain, leaves)):
+            return None
+        return call.kind.first.passed_over(leaves)
+
+    def run(self, call: Call, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, spec = flatten(args, kwargs)
+        if not all(map(is_plain, leaves)):
+            self.runtime.warn_once(
+                "a layer was called with a KV cache or another object while training; it ran whole, uncompiled and "
+                "as it is. Pass use_cache=False."
+            )
+            return self.original(layer, *args, **kwargs)
+        known = self._weights(call, layer)
+        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+        dtypes = tuple(weight.dtype for weight in known.values())
+        key = call_key(leaves, spec, device.type, dtypes, self.changed)
+        variant = call.kind.by_call.get(key)
+        if variant is None:
+            signature = self._signature(call, leaves, spec, device.type, dtypes)
+            variant = call.kind.variant(signature, leaves, spec, layer)
+            if key is not None:
+                call.kind.remember(key, variant)
+        program = self.runtime.program(call.name, variant)
+        weights = [known[path] if path in known else resolve(layer, path) for path in program.weights]
+        indices = self.runtime.indices(call.name, program, device)
+        traced = variant.traced
+        inputs = [leaves[i] for i in traced.input_leaves]
+        factor = self.runtime.update_scale if variant.residuals.droppable else 1.0
+        before = inputs[0].clone() if factor != 1.0 and variant.writes_in_place else inputs[0]
+        values = program.call(*inputs, *indices, *weights)
+        if factor != 1.0:
+            scaled = values[0] * factor if variant.residuals.outside else torch.lerp(before, values[0], factor)
+            values = (scaled, *values[1:])
+        return traced.pack(values, args, kwargs)
+
+    def _signature(
+        self, call: Call, leaves: list[Any], spec: pytree.TreeSpec, device: str, dtypes: tuple[torch.dtype, ...]
+    ) -> Signature:
+        unread = call.kind.unread.get(spec, frozenset()) if call.kind.unread else frozenset()
+        return signature_of(leaves, spec, device, dtypes, self.changed, unread)
+
+    def _weights(self, call: Call, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """The weights whose dtypes are in a signature; none for a structure that is new."""
+        try:
+            return self._found(call, layer)
+        except AttributeError:  # the layer was changed within a step
+            self.look(layer)
+            return self._found(call, layer)
+
+    def _found(self, call: Call, layer: nn.Module) -> dict[str, torch.Tensor]:
+        return {path: resolve(layer, path) for path in call.kind.weight_paths.get(self.changed, ())}
+
+
+def in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+_mounted_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _mounted_classes:
+
+        def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            here: Mount = self.__dict__[ATTRIBUTE]
+            if not here.applies(self):
+                return cls.__call__(self, *args, **kwargs)
+            if here.runtime.discards_caches:
+                args, kwargs = without_empty_caches(self, args, kwargs)
+            if in_backward():
+                here.refuse_unknown_call(args, kwargs)
+            call = here.begin(args, kwargs, self)
+            if here.skips(call):
+                passed = here.skip(call, args, kwargs)
+                if passed is not None:
+                    return passed
+            before, here.entered = here.entered, call
+            try:
+                return cls.__call__(self, *args, **kwargs)
+            finally:
+                here.entered = before
+
+        @functools.wraps(cls.forward)
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            here: Mount = self.__dict__[ATTRIBUTE]
+            if not here.applies(self):
+                return cls.forward(self, *args, **kwargs)
+            call = here.entered or here.begin(args, kwargs, self)  # a recomputation may come in here, past __call__
+            return here.run(call, self, args, kwargs)
+
+        body = {"__call__": __call__, "forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        made = type(cls.__name__, (cls,), body)
+        made.__qualname__ = cls.__qualname__
+        _mounted_classes[cls] = made
+    return _mounted_classes[cls]
+
+
+def mount(layer: nn.Module, path: str, calls: Sequence[Call], runtime: Runtime) -> None:
+    here = Mount(path, tuple(calls), runtime, type(layer))
+    layer.__dict__[ATTRIBUTE] = here
+    layer.__class__ = _mounted(type(layer))
+    here.look(layer)
+
+
+def is_mounted(layer: nn.Module) -> bool:
+    """Whether a layer is as `mount` left it."""
+    here: Mount | None = layer.__dict__.get(ATTRIBUTE)
+    return here is not None and type(layer) is _mounted_classes.get(here.original_class)
+
+
+def unmount(layer: nn.Module) -> None:
+    here: Mount = layer.__dict__.pop(ATTRIBUTE)
+    layer.__class__ = here.original_class

@@ -1,0 +1,147 @@
+"""torch.export of one layer, as it runs in training, or the reason why there is no graph of it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from math import inf
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from estfx.errors import TraceError
+from estfx.graphs import is_model_code, kept_functions
+from estfx.tracing.call_signature import flatten
+from estfx.tracing.exporting.captured_stdout import held_output
+from estfx.tracing.exporting.ignored_numbers import without_unread
+from estfx.tracing.exporting.layer_state import Watch
+from estfx.tracing.exporting.transformers_code import exportable_experts, loops_over_experts, reversible_patches
+from estfx.tracing.layer_call import LayerCall
+from estfx.tracing.shared_mappings import Entry, with_entries
+
+UNROLLED = 400  # calls of torch functions; of other layers, those with experts and latent attention make 250
+DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
+__all__ = ["export_layer"]
+
+
+class _Bound(nn.Module):
+    """The layer as a function of its tensor arguments alone, the others fixed."""
+
+    def __init__(
+        self, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec, written: tuple[Entry, ...], most: float
+    ) -> None:
+        super().__init__()
+        self._most = most
+        self._written = written
+        self.layer = layer
+        self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        self._spec = spec
+        self.watch = Watch()
+
+    def forward(self, tensors: list[torch.Tensor]) -> Any:
+        leaves = list(self._leaves)
+        for i, tensor in zip(self._tensors, tensors, strict=True):
+            leaves[i] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        # from within: torch.export puts back whatever is set in its course, and calls many functions of torch itself
+        with self.watch.over(self.layer), _Calls(self._most):
+            result = self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
+        return with_entries(result, args, kwargs, self._written)
+
+
+class _Unrolled(Exception):
+    pass
+
+
+class _Calls(TorchFunctionMode):
+    """Watches the layer's calls of torch while it is exported.
+
+    Raises _Unrolled once there are more of them than in a layer that is no unrolled loop. `weight.data`, which no graph
+    knows, is the weight detached: what is written into it is then written by the graph.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.left = limit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # the body of a loop or a branch, which must have no side effects
+            return func(*args, **(kwargs or {}))
+        self.left -= 1
+        if self.left < 0:
+            raise _Unrolled
+        if func == DATA:  # `is` would compare wrappers
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+def export_layer(call: LayerCall) -> tuple[ExportedProgram, frozenset[int]]:
+    """torch.export of one layer in training mode, and the numbers among its arguments that it does not read.
+
+    Every size is left open but those that are 1, which broadcast. A layer that is an unrolled loop over positions has
+    fixed sizes: with symbolic ones its export takes minutes. Raises TraceError if torch cannot export it, or if it sets
+    anything that it holds to something else.
+    """
+    leaves, spec = flatten(call.args, call.kwargs)
+
+    def exported(given: list[Any]) -> ExportedProgram:
+        if call.operations <= UNROLLED or loops_over_experts(call.module):  # the loop is not what is exported
+            with suppress(_Unrolled):
+                return _exported(call, given, spec, Dim.AUTO, UNROLLED)
+        return _exported(call, given, spec, Dim.STATIC, inf)
+
+    return without_unread(exported, leaves)
+
+
+def _exported(
+    call: LayerCall, leaves: list[Any], spec: pytree.TreeSpec, open_size: Any, most: float
+) -> ExportedProgram:
+    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    shapes = [[Dim.STATIC if size == 1 else open_size for size in tensor.shape] for tensor in tensors]
+    bound = _Bound(call.module, leaves, spec, call.written, most)
+    with _training(call.module), exportable_experts(call.module), reversible_patches(), kept_functions():
+        try:
+            with torch.enable_grad(), held_output():  # torch prints the graph so far, beside what it raises
+                exported = torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
+        except _Unrolled:
+            raise
+        except Exception as error:
+            raise TraceError(_failure(error)) from error
+    if bound.watch.changed:
+        raise TraceError(f"a call sets {', '.join(bound.watch.changed)} of the layer anew, which a graph does not")
+    return exported
+
+
+def _failure(error: Exception) -> str:
+    """What torch.export could not do and at which line of the model, in one sentence, and what to do about it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_model_code(f.filename)]
+    where = f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
+    what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    advice = ""
+    if "data-dependent" in what:
+        advice = ". Let no branch of the layer depend on the values of a tensor: torch.where takes both"
+    return f"torch.export fails{where}: {what}{advice}"
+
+
+@contextmanager
+def _training(layer: nn.Module) -> Iterator[None]:
+    """Training mode, and no activation checkpointing: that goes around the program, not into it."""
+    before = {module: (module.training, vars(module).get(CHECKPOINTING)) for module in layer.modules()}
+    try:
+        for module in before:
+            module.training = True
+            if before[module][1]:
+                setattr(module, CHECKPOINTING, False)
+        yield
+    finally:
+        for module, (training, checkpointing) in before.items():
+            module.training = training
+            if checkpointing:
+                setattr(module, CHECKPOINTING, checkpointing)

@@ -1,0 +1,217 @@
+"""`transform` and `restore`: an ordinary model becomes one that trains a part of itself, and back."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
+from estfx.evolving import EvolvingModel, evolving_class, original_class
+from estfx.programs import Kind, Variant, analysed, compiler_of, verify_kind
+from estfx.report import Report, report_of
+from estfx.runtime import (
+    Call,
+    CopiedLayers,
+    IdleUnits,
+    MountedLayers,
+    RankAgreement,
+    Runtime,
+    Selection,
+    changed_outside,
+    check_fusible,
+    is_mounted,
+    mount,
+    mount_outside,
+    unmount,
+    unmount_outside,
+)
+from estfx.schedules import Schedule
+from estfx.tracing import ATTRIBUTE, LayerPatterns, trace, unsharded
+
+__all__ = ["restore", "transform"]
+
+log = logging.getLogger(__name__)
+_STAYS_WHOLE = re.compile(r"stays? whole|always whole")  # in the notes of a report
+
+
+def transform(
+    model: nn.Module,
+    schedule: Schedule,
+    *,
+    example_inputs: object = None,
+    layers: LayerPatterns | None = None,
+    seed: int = 0,
+    compile: bool = True,
+    compile_outside: bool = True,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    fuse_loss: bool = False,
+    check_ranks_every: int = 100,
+    verify: bool = True,
+) -> Any:
+    """Makes a decoder train as the schedule says: first a random part of it, in the end the whole.
+
+    Returns the model that it was given: same parameters, same `state_dict` keys, same class name. Call
+    `model.set_step(step)` before each optimizer step; in eval mode the model is the original one, always whole.
+    Where the schedule asks for what the model has not got, that stays whole, and a line is logged: a warning if it was
+    asked for by itself, or is there and cannot be narrowed; else, as for a model without heads, one at level INFO.
+
+    Args:
+        model: any decoder of transformers, or any module of one's own.
+        schedule: the stages, such as `Schedule.est(total_steps)`.
+        example_inputs: keyword arguments (a dict) or arguments (a tuple) of the model's forward, on its device. A
+            transformers model needs none.
+        layers: names of the layers, for a model in which they are not found or not those that are meant: a pattern such
+            as `"blocks.*"`, in which a star stands within one component of a dotted name, or a list of patterns and
+            names. By default the members of an `nn.ModuleList`, an `nn.ModuleDict` or an `nn.Sequential`, or
+            attributes of one class, that pass a stream along.
+        seed: of the draws; the same on every rank.
+        compile: compile each program with `torch.compile`; the first step of each stage then takes longer.
+        compile_outside: with `compile`, compile what lies around the layers too, in training: the loss of a
+            transformers model (`model.loss_function`), and embeddings, norms and heads of several operations. One that
+            torch.compile does not take runs as it is, with a warning.
+        mode: of `torch.compile`, such as `"max-autotune-no-cudagraphs"`.
+        options: of `torch.compile`, instead of a mode.
+        fuse_loss: compute a transformers model's LM head and loss together, in pieces, so that the logits of a batch
+            are never in memory all at once (torch's `linear_cross_entropy`, from 2.13 on). The same loss up to
+            rounding; the model's `logits` are then computed only when something reads them.
+        check_ranks_every: with several processes of torch.distributed, `set_step` has them compare what each is about
+            to train: at its first call, at every change of stage, and at every so many calls; 0 for never, where ranks
+            hold different layers (pipelines).
+        verify: check on a tiny batch that each kind of layer, whole, is the original to the bit, and narrowed, the
+            masked original in float64. An axis that fails stays whole and is reported.
+
+    Raises:
+        UnsupportedModelError: no layers, or nothing in them that could be skipped or narrowed; `layers` names what is
+            no layer.
+        TraceError: no layer can be made a graph, or the model does not run on the example inputs.
+        VerifyError: a whole layer's graph does not compute what the layer does: a fault of estfx.
+        EstfxError: the model is transformed already.
+
+    Source: Evolving Subnetwork Training, arXiv 2406.06962.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"transform takes an nn.Module, not a {type(model).__name__}.")
+    if not isinstance(schedule, Schedule):
+        raise ScheduleError(
+            f"schedule is a {type(schedule).__name__}; pass an estfx.Schedule, such as Schedule.est(total_steps)."
+        )
+    if isinstance(model, EvolvingModel):
+        raise EstfxError(
+            f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
+        )
+    compiler = compiler_of(compile, mode, options, compile_outside)
+    if fuse_loss:
+        check_fusible(model)
+    decoder = trace(model, example_inputs, layers=layers)
+    variants: dict[str, Variant] = {}
+    notes: dict[str, list[str]] = {}
+    for name, traced in decoder.traced.items():
+        variants[name] = analysed(traced, scales=schedule.scales)
+        if verify:
+            call = next(info.call for info in decoder.infos.values() if info.program == name)
+            with unsharded(model, call.path):
+                notes[name] = verify_kind(variants[name], call)
+    report = report_of(decoder, variants, notes)
+    _require_something(model, report)
+    kinds = {}
+    for name, variant in variants.items():
+        calls = [info.call for info in decoder.infos.values() if info.program == name]
+        kinds[name] = Kind(name, variant, tuple(calls), verify_kind if verify else None)
+    by_layer = {name: kinds[info.program] for name, info in decoder.infos.items()}
+    paths = {name: info.call.path for name, info in decoder.infos.items()}
+    mounted = MountedLayers(by_layer, paths, compiler)
+    followers = (
+        Selection(schedule, mounted),
+        IdleUnits(schedule, mounted),
+        CopiedLayers(schedule, mounted),
+        RankAgreement(schedule, seed, mounted, check_ranks_every),
+    )
+    runtime = Runtime(schedule, seed, report, mounted, followers, named=layers, fuses_loss=fuse_loss)
+    for path in dict.fromkeys(paths.values()):
+        own = [Call(name, kind) for name, kind in by_layer.items() if paths[name] == path]
+        mount(model.get_submodule(path), path, own, runtime)
+    if compiler is not None and compiler.outside:
+        mount_outside(model, {*paths.values(), *decoder.left}, runtime)
+    model.__dict__[ATTRIBUTE] = runtime
+    model.__class__ = evolving_class(type(model))
+    for name, reason in decoder.left.items():
+        log.warning("layer `%s` runs as it is, always whole: %s", name, reason)
+    for level, line in missing(schedule, report):
+        log.log(level, line)
+    if schedule.copies_layers and (loaded := getattr(model, "name_or_path", "")):
+        log.warning(
+            "this model was loaded from %s, and the schedule stacks layers (joining_layers='copies'): until a layer "
+            "joins it is overwritten with a copy of another one. That is for a model that is trained from its "
+            "beginning, or a run of this schedule that goes on; for a finished model use another schedule.",
+            loaded,
+        )
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undoes `transform`, and returns the model; its parameters stay as they are."""
+    if not isinstance(model, EvolvingModel):
+        raise EstfxError(f"this `{type(model).__name__}` is not transformed; there is nothing to restore.")
+    layers = [model.get_submodule(path) for path in dict.fromkeys(model._runtime.layers.paths.values())]
+    original = original_class(model)
+    changed = [module for module in layers if not is_mounted(module)] + changed_outside(model)
+    if original is None or changed:
+        raise EstfxError(
+            f"the class of this `{type(model).__name__}` or of its layers was changed again after transform, as "
+            "fully_shard does it. Undo that first."
+        )
+    for layer in layers:
+        unmount(layer)
+    unmount_outside(model)
+    del model.__dict__[ATTRIBUTE]
+    plain: nn.Module = model
+    plain.__class__ = original
+    return plain
+
+
+def _require_something(model: nn.Module, report: Report) -> None:
+    if any(layer.axes or layer.droppable for layer in report.layers):
+        return
+    reasons = list(dict.fromkeys(note for layer in report.layers for note in layer.notes))
+    raise UnsupportedModelError(
+        f"nothing in the {len(report.layers)} layers of `{type(model).__name__}` can be narrowed or skipped: "
+        f"{'; '.join(reasons)}. Training it in stages would change nothing."
+    )
+
+
+def missing(schedule: Schedule, report: Report) -> list[tuple[int, str]]:
+    """What the schedule asks for and the model has not got: a level of `logging` and words for each.
+
+    A warning, where something is lost: layers that cannot be skipped, heads or neurons of which the report says why
+    they stay whole, and what a stage narrows for its own sake, by another fraction than anything that is there. A model
+    that simply has no heads is no fault: a stage that narrows all it can by one fraction, as those of `Schedule.est`
+    do, narrows the rest of it, and one line for information says so.
+    """
+    roles = {axis.role.split("_")[0] for layer in report.layers for axis in layer.axes}
+    have = {
+        "heads": bool(roles & {"heads", "channels"}),
+        "neurons": "neurons" in roles,
+        "layers": any(layer.droppable for layer in report.layers),
+    }
+    reasons = any(_STAYS_WHOLE.search(note) for layer in report.layers for note in layer.notes)
+    warnings, absent = [], []
+    for name in (name for name, there in have.items() if not there):
+        stages = [stage for stage in schedule.stages if getattr(stage, name) < 1]
+        meant = any(getattr(stage, name) not in {getattr(stage, n) for n in have if have[n]} for stage in stages)
+        if stages and (reasons or meant or name == "layers"):
+            line = f"the schedule narrows {name}, but none were found in `{report.model}`; they stay whole"
+            if name == "layers":
+                line = f"the schedule skips layers, but none of `{report.model}` can be skipped; they all run"
+            warnings.append((logging.WARNING, f"{line}. model.report says why."))
+        elif stages:
+            absent.append(name)
+    if absent:
+        warnings.append(
+            (logging.INFO, f"`{report.model}` has no {' and no '.join(absent)}; the schedule narrows the rest")
+        )
+    return warnings

@@ -1,0 +1,48 @@
+import json
+import os
+
+import pytest
+
+from estfx.settings import SettingsError
+from estfx.training.run_folder import RunFolder
+
+
+def test_a_run_is_written_down(tmp_path):
+    with RunFolder(tmp_path / "a" / "run") as run:
+        run.write_metrics({"kind": "step", "loss": 1.5})
+        run.write_metrics({"kind": "eval"})
+        assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 2  # on disk while the run goes on
+        run.write_environment()
+        run.write_summary({"steps": 2})
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    assert json.loads((run.path / "summary.json").read_text()) == {"steps": 2}
+
+
+def test_a_second_run_may_not_mix_with_the_first(tmp_path):
+    with RunFolder(tmp_path) as run:
+        run.write_metrics({})
+    with pytest.raises(SettingsError, match="already holds a run"):
+        RunFolder(tmp_path)
+
+
+def test_a_run_that_wrote_nothing_leaves_the_folder_free(tmp_path):
+    with RunFolder(tmp_path):
+        pass
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="choose another --out"):
+        RunFolder(tmp_path / "file")
+    with pytest.raises(SettingsError, match="cannot write to the folder"):
+        RunFolder(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(SettingsError, match="cannot write to the folder"):
+        RunFolder(tmp_path / "closed" / "run")
