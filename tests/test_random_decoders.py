@@ -214,7 +214,7 @@ def mask_original(model: nn.Module, form: Form, subnetwork: Any) -> dict[str, to
     return masks
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(form=forms, seed=st.integers(0, 1000), keep=st.sampled_from([0.3, 0.5, 0.8]))
 def test_oracles_hold_for_any_form(form: Form, seed: int, keep: float) -> None:
     torch.manual_seed(seed)
