@@ -68,12 +68,15 @@ def _same_random_numbers() -> None:
 @pytest.fixture(autouse=True)
 def _policies_are_put_back() -> Iterator[None]:
     """What a test, or a block of the documentation, registers is no other test's to know."""
+    from estfx.axes import RESIZERS, RULES
     from estfx.schedules.draws import POLICIES
 
-    before = dict(POLICIES)
+    tables: tuple[dict[Any, Any], ...] = (POLICIES, RULES, RESIZERS)
+    before = [dict(table) for table in tables]
     yield
-    POLICIES.clear()
-    POLICIES.update(before)
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +104,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-case", action="store_true", help="run all cases of the sweeps, not only today's")
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The tests of a file in one process: what they share is made once, and ranks are started once."""
     from xdist.scheduler import LoadFileScheduling
