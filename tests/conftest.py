@@ -1,7 +1,6 @@
 """Every check between passes is on, and transformers' advice off, before anything is imported."""
 
 import functools
-import gc
 import logging
 import os
 import re
@@ -45,19 +44,6 @@ def _traces_are_shared(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with shared_traces():
         yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _what_stays_is_not_looked_through_again() -> Iterator[None]:
-    """Graphs and imported modules are millions of objects, and each collection of garbage would look at all of them."""
-    yield
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
-        gc.unfreeze()  # hypothesis asks the collector who holds its random numbers
 
 
 @pytest.fixture(autouse=True)
