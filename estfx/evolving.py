@@ -32,7 +32,7 @@ class EvolvingModel:
         Raises ScheduleError if the step is negative or no integer; with several processes of torch.distributed,
         EstfxError on all of them if they do not agree (see `check_ranks_every` of `transform`).
         """
-        for path in dict.fromkeys(self._runtime.layers.paths.values()):
+        for path in self._runtime.layers.module_paths:
             layer: Any = self.get_submodule(path)  # type: ignore[attr-defined]
             layer.__dict__[ATTRIBUTE].look(layer)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]

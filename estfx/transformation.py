@@ -132,7 +132,7 @@ def transform(
         RankAgreement(schedule, seed, mounted, check_ranks_every),
     )
     runtime = Runtime(schedule, seed, report, mounted, followers, named=layers, fuses_loss=fuse_loss)
-    for path in dict.fromkeys(paths.values()):
+    for path in mounted.module_paths:
         own = [Call(name, kind) for name, kind in by_layer.items() if paths[name] == path]
         mount(model.get_submodule(path), path, own, runtime)
     if compiler is not None and compiler.outside:
@@ -157,7 +157,7 @@ def restore(model: nn.Module) -> nn.Module:
     """Undoes `transform`, and returns the model; its parameters stay as they are."""
     if not isinstance(model, EvolvingModel):
         raise EstfxError(f"this `{type(model).__name__}` is not transformed; there is nothing to restore.")
-    layers = [model.get_submodule(path) for path in dict.fromkeys(model._runtime.layers.paths.values())]
+    layers = [model.get_submodule(path) for path in model._runtime.layers.module_paths]
     original = original_class(model)
     changed = [module for module in layers if not is_mounted(module)] + changed_outside(model)
     if original is None or changed:

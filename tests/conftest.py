@@ -52,7 +52,7 @@ def _same_random_numbers() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _policies_are_put_back() -> Iterator[None]:
+def _what_is_registered_is_put_back() -> Iterator[None]:
     """What a test, or a block of the documentation, registers is no other test's to know."""
     from estfx.axes import RESIZERS, RULES
     from estfx.schedules.draws import POLICIES

@@ -2,8 +2,8 @@
 
 Most of the time that `transform` takes is torch.export's. Tests of the runtime, of trainers and of commands transform
 the same tiny decoders again and again. With `shared_traces` in force, a layer that is the same in everything that a
-trace may depend on is given a copy of the graph that was made first. Tests of tracing, of the passes and of the oracles
-run without it.
+trace may depend on is given a copy of the graph that was made first. Tests of tracing, of the axes, of the passes and
+of programs run without it.
 """
 
 from __future__ import annotations

@@ -90,7 +90,9 @@ def _registering(what: str, table: dict[object, Any], overloads: Sequence[object
 
 def _known(table: Mapping[object, Any], operator: object) -> object | None:
     """What an operator is called in a table, be it by overload or by name; None if it is not there."""
-    return next((known for known in table if _name_of(known) == _name_of(operator)), None)
+    if isinstance(operator, OpOverload):
+        return next((known for known in (operator, operator.name()) if known in table), None)
+    return next((known for known in table if _name_of(known) == operator), None)
 
 
 def _name_of(operator: object) -> object:

@@ -116,22 +116,15 @@ class Runtime:
     def take_step(self, step: int, device: torch.device) -> StepState:
         """Draws a step and puts it in force, whatever was; the followers are not told."""
         draw = self._draws.of(step)
-        self._put(self._state_of(step, draw.stage_index, draw.running, draw.units))
+        stage, counts = self.schedule.stages[draw.stage_index], self.layers.counts(draw.units)
+        state = StepState(step, draw.stage_index, stage, draw.running, draw.units, counts)
+        self.state, self.stage_index, self._indices, self._calls = state, draw.stage_index, {}, {}
         self._send(device)
-        assert self.state is not None
-        return self.state
+        return state
 
     def _draw(self, step: int) -> StepDraw:
         scores = next((found for follower in self.followers if (found := follower.scores()) is not None), None)
         return draw_step(self.schedule, self.seed, self.layers.drawn, step, scores)
-
-    def _state_of(self, step: int, stage_index: int, running: dict[str, bool], drawn: Drawn) -> StepState:
-        stage = self.schedule.stages[stage_index]
-        return StepState(step, stage_index, stage, running, drawn, self.layers.counts(drawn))
-
-    def _put(self, state: StepState) -> None:
-        self.state, self.stage_index = state, state.stage_index
-        self._indices, self._calls = {}, {}
 
     def forget_step(self) -> None:
         """No step is in force any more; the next one is drawn anew."""
@@ -155,13 +148,15 @@ class Runtime:
 
     def before_optimizer(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Tells the followers that an optimizer is about to make a step."""
-        for follower in self.followers if self.state is not None else ():
-            follower.before_optimizer(self.state, model, optimizer)  # type: ignore[arg-type]
+        if (state := self.state) is not None:
+            for follower in self.followers:
+                follower.before_optimizer(state, model, optimizer)
 
     def after_optimizer(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Tells them that it has made it."""
-        for follower in self.followers if self.state is not None else ():
-            follower.after_optimizer(self.state, model, optimizer)  # type: ignore[arg-type]
+        if (state := self.state) is not None:
+            for follower in self.followers:
+                follower.after_optimizer(state, model, optimizer)
 
     # -- what the mounts ask ----------------------------------------------------------------------
 
