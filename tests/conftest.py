@@ -1,6 +1,7 @@
 """Every check between passes is on, and transformers' advice off, before anything is imported."""
 
 import functools
+import gc
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ logging.getLogger("torch.__trace").disabled = True  # else pytest formats every 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from changed_files import changed_files, touched_tests  # noqa: E402
+from hypothesis import given, settings, strategies  # noqa: E402
 from shared_traces import shared_traces  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny, and several test processes share the cores
@@ -24,7 +26,7 @@ torch.set_num_threads(1)  # the models are tiny, and several test processes shar
 TESTS = Path(__file__).parent
 BEGUN = time.monotonic()
 SECONDS = 80  # after which `--changed` begins no more tests that a change may not concern
-DAYS = 14  # in which a sweep takes all of its cases
+DAYS = 14  # in which a sweep takes all of its cases, if it says nothing else
 os.environ.setdefault("ESTFX_TESTS_DAY", str(int(time.time()) // 86400))  # the same in all processes of a run
 
 
@@ -44,6 +46,22 @@ def _traces_are_shared(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with shared_traces():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays_is_not_looked_through_again() -> Iterator[None]:
+    """Graphs and imported modules are millions of objects, and each collection of garbage would look at all of them."""
+    _hypothesis_knows_its_random_numbers()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+@functools.cache
+@settings(max_examples=1, database=None)
+@given(strategies.none())
+def _hypothesis_knows_its_random_numbers(_: None) -> None:
+    """The first example that it runs asks the collector who holds them, which nothing frozen answers."""
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +159,8 @@ def _is_due(item: pytest.Item) -> bool:
     if mark is None:
         return True
     (number,) = (item.callspec.indices[name] for name in mark.args)
-    return number % DAYS == int(os.environ["ESTFX_TESTS_DAY"]) % DAYS
+    days = mark.kwargs.get("days", DAYS)
+    return bool(number % days == int(os.environ["ESTFX_TESTS_DAY"]) % days)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def test_a_script_runs(script, printed, capsys):
     assert printed in capsys.readouterr().out
 
 
+@pytest.mark.sweep("script", days=3)
 @pytest.mark.parametrize(("script", "printed"), (PRINTED_ON_RANKS | PRINTED_ALONE).items())
 def test_a_script_runs_in_processes_of_its_own(script, printed):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -46,7 +46,7 @@ def difference(one: dict[int, Any], other: dict[int, Any]) -> tuple[float, float
     if not seeds:
         return None
     each_SB = losses_above(one, other, seeds)
-    low, high = _middle_of_means(each_SB.shape, each_SB.astype(np.float64).tobytes())
+    low, high = np.quantile(_means_of_samples(each_SB), (0.025, 0.975))
     return float(each_SB.mean()), float(low), float(high), len(seeds)
 
 
@@ -93,31 +93,27 @@ def saved_at_equal_loss(seeds: dict[int, Any], results: Results) -> tuple[float,
 
     if lost_by_short_SB.mean() <= 0:
         return None
-    samples = [
-        saving(lost_SB[rows][:, columns].mean(), lost_by_short_SB[rows][:, columns].mean())
-        for rows, columns in _samples(lost_SB.shape)
-    ]
+    samples = list(map(saving, _means_of_samples(lost_SB), _means_of_samples(lost_by_short_SB)))
     low, high = np.quantile(samples, (0.025, 0.975))
     return saving(lost_SB.mean(), lost_by_short_SB.mean()), float(low), float(high)
 
 
-@functools.cache  # the same differences stand in several tables
-def _middle_of_means(shape: tuple[int, int], each_SB: bytes) -> tuple[float, float]:
-    """Between which the middle 95 % of the means of samples lie."""
-    values = np.frombuffer(each_SB).reshape(shape)
-    means = [values[rows][:, columns].mean() for rows, columns in _samples(shape)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+def _means_of_samples(each_SB: np.ndarray) -> np.ndarray:
+    """The mean of each sample of seeds and of blocks."""
+    seeds_NS, blocks_NB = _samples(each_SB.shape)
+    means: np.ndarray = ((seeds_NS @ each_SB) * blocks_NB).sum(1) / each_SB.size
+    return means
 
 
 @functools.cache
-def _samples(shape: tuple[int, int]) -> list[tuple[Any, Any]]:
-    """Seeds and blocks, drawn with replacement."""
+def _samples(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed, and each block, is in each of the samples, drawn with replacement."""
     rng = np.random.default_rng(0)
-    num_seeds, num_blocks = shape
-    return [
-        (rng.integers(num_seeds, size=num_seeds), rng.integers(num_blocks, size=num_blocks)) for _ in range(SAMPLES)
-    ]
+    counts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for _ in range(SAMPLES):
+        for size, found in zip(shape, counts, strict=True):
+            found.append(np.bincount(rng.integers(size, size=size), minlength=size).astype(float))
+    return np.stack(counts[0]), np.stack(counts[1])
 
 
 def saved(result: dict[str, Any], dense: dict[str, Any], part: str) -> float:

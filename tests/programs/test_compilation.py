@@ -37,6 +37,7 @@ def compilations() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.sweep("name", days=2)
 @pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
 def test_one_compilation_for_each_kind_and_width_over_200_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")

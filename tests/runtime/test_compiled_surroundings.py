@@ -92,6 +92,7 @@ def test_a_module_that_layers_share_with_the_outside_is_the_layers() -> None:
     assert compiled_outside(estfx.transform(model, STAGES, **IDS)) == []
 
 
+@pytest.mark.sweep("name", days=3)
 @pytest.mark.parametrize("name", ["llama_grouped", "gemma2", "opt"])
 def test_it_is_compiled_once_and_computes_the_same(name: str) -> None:
     ids = tokens()

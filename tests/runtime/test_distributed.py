@@ -107,6 +107,7 @@ def with_fsdp(accumulation: int, no_sync: bool) -> Any:
     return train(model, model, accumulation, no_sync)
 
 
+@pytest.mark.sweep("accumulation", days=3)
 @pytest.mark.parametrize("way", [with_ddp, with_fsdp])
 @pytest.mark.parametrize(("accumulation", "no_sync"), [(1, False), (3, False), (3, True)])
 def test_losses_are_those_of_a_single_process(way: Any, accumulation: int, no_sync: bool) -> None:
@@ -132,6 +133,7 @@ def ranked(way: str) -> Any:
     return drawn, state["mean"].tolist(), state["scores"].tolist()
 
 
+@pytest.mark.sweep("way", days=2)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_units_are_ranked_as_by_a_single_process(way: str) -> None:
     drawn, means, scores = ranked("alone")
@@ -157,6 +159,7 @@ def grown(way: str) -> dict[str, torch.Tensor]:
     return dict(get_model_state_dict(model, options=options)) if way == "fsdp" or dist.get_rank() == 0 else {}
 
 
+@pytest.mark.sweep("way", days=2)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_idle_units_are_left_alone(way: str) -> None:
     first, *_ = on_ranks(grown, way)
@@ -188,6 +191,7 @@ def stacked(way: str) -> dict[str, torch.Tensor]:
     return dict(get_model_state_dict(model, options=options)) if way == "fsdp" else dict(model.state_dict())
 
 
+@pytest.mark.sweep("way", days=2)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_layers_join_as_copies_as_in_a_single_process(way: str) -> None:
     alone = stacked("alone")
