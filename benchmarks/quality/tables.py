@@ -111,8 +111,8 @@ def _samples(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     counts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for _ in range(SAMPLES):
-        for size, found in zip(shape, counts, strict=True):
-            found.append(np.bincount(rng.integers(size, size=size), minlength=size).astype(float))
+        for size, of_each in zip(shape, counts, strict=True):
+            of_each.append(np.bincount(rng.integers(size, size=size), minlength=size).astype(float))
     return np.stack(counts[0]), np.stack(counts[1])
 
 

@@ -52,9 +52,7 @@ def test_a_transform_writes_one_file_a_pass_and_graph_in_order(dumping: Path) ->
     assert narrowed
     assert all("%index_neurons = input" in text and "# hand_written.py:" in text for text in narrowed)
     assert not any("%index_neurons" in text for text in texts[: len(PASSES)])
-    del pass_files._next[
-        dumping
-    ]  # as in another process: its files come after, and those of the first are as they were
+    del pass_files._next[dumping]  # as in another process, whose files come after
     transform()
     both = names(dumping)
     assert both[: len(first)] == first
