@@ -53,7 +53,13 @@ def inspect(model: nn.Module, example_inputs: object = None, *, layers: LayerPat
     return report_of(decoder, {name: analysed(traced) for name, traced in decoder.traced.items()})
 
 
-def report_of(decoder: Decoder, variants: dict[str, Variant], notes: dict[str, list[str]] | None = None) -> Report:
+def report_of(
+    decoder: Decoder,
+    variants: dict[str, Variant],
+    notes: dict[str, list[str]] | None = None,
+    whole: list[str] | None = None,
+) -> Report:
+    """What was found; `notes` are of each kind of layer, `whole` of the whole model."""
     layers: list[LayerReport] = []
     for name, info in decoder.infos.items():
         variant = variants[info.program]
@@ -82,7 +88,7 @@ def report_of(decoder: Decoder, variants: dict[str, Variant], notes: dict[str, l
         note = f"the layer runs as it is, always whole: {reason}"
         layers.append(LayerReport(name=name, program="", droppable=False, axes=[], notes=[note]))
     layers.sort(key=lambda layer: decoder.order.index(layer.name))
-    return Report(model=type(decoder.model).__name__, layers=layers)
+    return Report(model=type(decoder.model).__name__, layers=layers, notes=whole or [])
 
 
 def _axis_report(variant: Variant, role: tags.Role) -> AxisReport:

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError
+from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError, VerifyError
 from estfx.evolving import EvolvingModel, evolving_class, original_class
-from estfx.programs import Kind, Variant, analysed, compiler_of, verify_kind
+from estfx.programs import ROUNDS, Kind, Variant, analysed, compiler_of, verify_kind
 from estfx.report import Report, report_of
 from estfx.runtime import (
     Call,
     CopiedLayers,
     IdleUnits,
     MountedLayers,
+    Observations,
     RankAgreement,
     Runtime,
     Selection,
     changed_outside,
     check_fusible,
+    difference_from,
+    guilty_layers,
     is_mounted,
     mount,
     mount_outside,
+    observed,
+    observed_whole,
     unmount,
     unmount_outside,
+    why_not_observed,
 )
 from estfx.schedules import Schedule
-from estfx.tracing import ATTRIBUTE, LayerPatterns, trace, unsharded
+from estfx.tracing import ATTRIBUTE, Decoder, LayerCall, LayerPatterns, trace, unsharded
 
 __all__ = ["restore", "transform"]
 
@@ -83,13 +90,16 @@ def transform(
             to train: at its first call, at every change of stage, and at every so many calls; 0 for never, where ranks
             hold different layers (pipelines).
         verify: check on a tiny batch that each kind of layer, whole, is the original to the bit, and narrowed, the
-            masked original in float64. An axis that fails stays whole and is reported.
+            masked original in float64; and that the model, with everything kept, does what the original does twice in a
+            row: outputs, loss, every gradient, and what it leaves behind. An axis or a layer that fails stays whole and
+            is reported.
 
     Raises:
         UnsupportedModelError: no layers, or nothing in them that could be skipped or narrowed; `layers` names what is
             no layer.
         TraceError: no layer can be made a graph, or the model does not run on the example inputs.
-        VerifyError: a whole layer's graph does not compute what the layer does: a fault of estfx.
+        VerifyError: a whole layer's graph, or the whole model with all of them, does not compute what the original
+            does: a fault of estfx.
         EstfxError: the model is transformed already.
 
     Source: Evolving Subnetwork Training, arXiv 2406.06962.
@@ -116,29 +126,25 @@ def transform(
             call = next(info.call for info in decoder.infos.values() if info.program == name)
             with unsharded(model, call.path):
                 notes[name] = verify_kind(variants[name], call)
-    report = report_of(decoder, variants, notes)
-    _require_something(model, report)
-    kinds = {}
-    for name, variant in variants.items():
-        calls = [info.call for info in decoder.infos.values() if info.program == name]
-        kinds[name] = Kind(name, variant, tuple(calls), verify_kind if verify else None)
-    by_layer = {name: kinds[info.program] for name, info in decoder.infos.items()}
-    paths = {name: info.call.path for name, info in decoder.infos.items()}
-    mounted = MountedLayers(by_layer, paths, compiler)
-    followers = (
-        Selection(schedule, mounted),
-        IdleUnits(schedule, mounted),
-        CopiedLayers(schedule, mounted),
-        RankAgreement(schedule, seed, mounted, check_ranks_every),
-    )
-    runtime = Runtime(schedule, seed, report, mounted, followers, named=layers, fuses_loss=fuse_loss)
-    for path in mounted.module_paths:
-        own = [Call(name, kind) for name, kind in by_layer.items() if paths[name] == path]
-        mount(model.get_submodule(path), path, own, runtime)
-    if compiler is not None and compiler.outside:
-        mount_outside(model, {*paths.values(), *decoder.left}, runtime)
-    model.__dict__[ATTRIBUTE] = runtime
-    model.__class__ = evolving_class(type(model))
+    found = _Found(decoder, variants, notes)
+
+    def mounted() -> Runtime:
+        report = found.report()
+        _require_something(model, report)
+        paths = {name: info.call.path for name, info in decoder.infos.items()}
+        layers_found = MountedLayers(found.kinds(verify), paths, compiler)
+        followers = (
+            Selection(schedule, layers_found),
+            IdleUnits(schedule, layers_found),
+            CopiedLayers(schedule, layers_found),
+            RankAgreement(schedule, seed, layers_found, check_ranks_every),
+        )
+        runtime = Runtime(schedule, seed, report, layers_found, followers, named=layers, fuses_loss=fuse_loss)
+        _mount_all(model, runtime, {*paths.values(), *decoder.left})
+        return runtime
+
+    runtime = _verified(model, found, mounted, example_inputs) if verify else mounted()
+    report = runtime.report
     for name, reason in decoder.left.items():
         log.warning("layer `%s` runs as it is, always whole: %s", name, reason)
     for level, line in missing(schedule, report):
@@ -158,20 +164,131 @@ def restore(model: nn.Module) -> nn.Module:
     if not isinstance(model, EvolvingModel):
         raise EstfxError(f"this `{type(model).__name__}` is not transformed; there is nothing to restore.")
     layers = [model.get_submodule(path) for path in model._runtime.layers.module_paths]
-    original = original_class(model)
     changed = [module for module in layers if not is_mounted(module)] + changed_outside(model)
-    if original is None or changed:
+    if original_class(model) is None or changed:
         raise EstfxError(
             f"the class of this `{type(model).__name__}` or of its layers was changed again after transform, as "
             "fully_shard does it. Undo that first."
         )
-    for layer in layers:
-        unmount(layer)
-    unmount_outside(model)
-    del model.__dict__[ATTRIBUTE]
+    _unmount_all(model)
     plain: nn.Module = model
-    plain.__class__ = original
     return plain
+
+
+# -- all or nothing ------------------------------------------------------------------------------------------------
+
+
+def _mount_all(model: nn.Module, runtime: Runtime, layers: Collection[str]) -> None:
+    """Mounts every layer, and what is compiled around `layers`, given by their names; or none of it, if that fails."""
+    mounted, compiler = runtime.layers, runtime.compiler
+    try:
+        for path in mounted.module_paths:
+            own = [Call(name, kind) for name, kind in mounted.kinds.items() if mounted.paths[name] == path]
+            mount(model.get_submodule(path), path, own, runtime)
+        if compiler is not None and compiler.outside:
+            mount_outside(model, layers, runtime)
+        model.__dict__[ATTRIBUTE] = runtime
+        model.__class__ = evolving_class(type(model))
+    except BaseException:  # Ctrl-C, too
+        _unmount_all(model)
+        raise
+
+
+def _unmount_all(model: nn.Module) -> None:
+    """Undoes all of `_mount_all`, or as much of it as was done."""
+    for module in list(model.modules()):
+        if is_mounted(module):
+            unmount(module)
+    unmount_outside(model)
+    if isinstance(model, EvolvingModel):
+        original = original_class(model)
+        assert original is not None
+        model.__class__ = original  # type: ignore[assignment]
+    model.__dict__.pop(ATTRIBUTE, None)
+
+
+# -- the whole model is the oracle ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    """What was found of a model: its layers, a variant for each kind, and what verification said of it."""
+
+    decoder: Decoder
+    variants: dict[str, Variant]
+    notes: dict[str, list[str]]
+    whole: list[str] = field(default_factory=list)  # what it said of the whole model
+
+    def report(self) -> Report:
+        return report_of(self.decoder, self.variants, self.notes, self.whole)
+
+    def kinds(self, verify: bool) -> dict[str, Kind]:
+        """A kind for each layer, by its name."""
+        calls: dict[str, list[LayerCall]] = {}
+        for info in self.decoder.infos.values():
+            calls.setdefault(info.program, []).append(info.call)
+        verifying = verify_kind if verify else None
+        made = {name: Kind(name, self.variants[name], tuple(each), verifying) for name, each in calls.items()}
+        return {name: made[info.program] for name, info in self.decoder.infos.items()}
+
+    def is_exact(self) -> bool:
+        """Whether the graphs of all layers equal their layers to the bit."""
+        return not any(ROUNDS in note for notes in self.notes.values() for note in notes)
+
+
+def _verified(model: nn.Module, found: _Found, mounted: Callable[[], Runtime], example_inputs: object) -> Runtime:
+    """Mounts the layers that together do what the original does, twice in a row; the others stay whole."""
+    if why := why_not_observed(model):
+        found.whole.append(why)
+        return mounted()
+    try:
+        want = observed(model, example_inputs)
+    except Exception as error:  # a model that has no backward pass in training mode, for one
+        log.debug("the whole model could not be observed", exc_info=True)
+        found.whole.append(f"the whole model was not verified: {type(error).__name__}: {_first_line(error)}")
+        return mounted()
+
+    def differs(got: Observations) -> list[str]:
+        return difference_from(want[: len(got)], got, exact=found.is_exact())
+
+    while True:
+        runtime = mounted()
+        try:
+            try:
+                what = differs(observed_whole(model, runtime, example_inputs))
+            except Exception as error:
+                what = [f"it fails with {type(error).__name__}: {_first_line(error)}"]
+            if not what:
+                return runtime
+            guilty = guilty_layers(model, runtime, example_inputs, differs)
+        except BaseException:
+            _unmount_all(model)
+            raise
+        _unmount_all(model)
+        if not guilty:
+            again = observed(model, example_inputs)
+            if difference_from(want, again, exact=True):
+                found.whole.append(
+                    "the whole model was not verified: two runs of the original from the same state differ"
+                )
+                return mounted()
+            raise VerifyError(
+                f"with everything kept, `{type(model).__name__}` does not compute what it does before transform: "
+                f"{'; '.join(what[:3])}. No single layer is the cause. Please report the model; "
+                "transform(..., verify=False) would train something else."
+            )
+        reasons = {
+            path: f"with its graph in place, the model does not do what the original does: {'; '.join(what[:3])}"
+            for path, what in guilty.items()
+        }
+        found.decoder.leave(reasons)
+        if not found.decoder.infos:
+            path, reason = next(iter(reasons.items()))
+            raise VerifyError(f"layer `{path}`: {reason}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _require_something(model: nn.Module, report: Report) -> None:

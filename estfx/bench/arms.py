@@ -216,7 +216,7 @@ class _Masked(_Around):
         inputs = [leaves[i] for i in self.variant.traced.input_leaves]
         weights = [resolve(self.layer, path) for path in self.of_weight]
         values = self.run(inputs, weights, list(self.of_weight.values()))
-        return self.variant.traced.pack(values, args, kwargs)
+        return self.variant.traced.pack(values, self.layer, args, kwargs)
 
 
 class _Drop(_Around):

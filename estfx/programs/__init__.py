@@ -7,9 +7,10 @@ from estfx.programs.compilation import Compiler, compiler_of, load_compiled, sav
 from estfx.programs.layer_kind import Kind
 from estfx.programs.program import Counts, Program, Variant, analysed, numbers_at_work, resolve
 from estfx.programs.stage_counts import possible_counts, stage_counts
-from estfx.programs.verification import verify_kind
+from estfx.programs.verification import ROUNDS, verify_kind
 
 __all__ = [
+    "ROUNDS",
     "Compiler",
     "Counts",
     "Kind",

@@ -17,6 +17,7 @@ from estfx.graphs import as_in, tags
 from estfx.programs.program import Variant, analysed, in_clean_thread, resolve
 from estfx.tracing import (
     Changes,
+    HeldState,
     LayerCall,
     Signature,
     canonical,
@@ -164,10 +165,13 @@ class Kind:
         detached = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(detached, spec)
         here: Any = layer._estfx
+        held = HeldState(layer, args, kwargs)
         with run_quietly(layer):
             result = here.original(layer, *args, **kwargs)
+            changes = held.changes()
+        held.put_back(changes)
         before = pytree.tree_unflatten(detached, spec)
-        outputs, out_spec, written = outcome(result, before, (args, kwargs))
+        outputs, out_spec, written = outcome(result, changes)
         stream = self.first.traced.stream_leaf
         if stream >= len(leaves) or not isinstance(leaves[stream], torch.Tensor):
             shape = outputs[0].shape
@@ -175,7 +179,8 @@ class Kind:
         call = LayerCall(
             here.path, layer, before[0], before[1], stream, out_spec, outputs, self.first.traced.stream_output
         )
-        call.written, call.operations = written, self.first.traced.operations
+        call.written, call.lost = written, tuple(change.reason for change in changes if change.reason)
+        call.operations = self.first.traced.operations
         call.alive = set(self.first.traced.alive)
         with here.bypassed():
             made = analysed(trace_call(call), scales=self.first.scales)

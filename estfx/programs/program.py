@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from estfx.graphs import clone, run_passes, tags
 from estfx.passes import analysis, specialisation
 from estfx.programs.compilation import Compiler
-from estfx.tracing import TracedLayer
+from estfx.tracing import TracedLayer, held_at
 
 __all__ = ["Program", "Variant", "analysed", "in_clean_thread", "numbers_at_work", "resolve"]
 
@@ -26,7 +26,9 @@ Counts = tuple[tuple[str, int], ...]  # (role, units kept), sorted, whole ones l
 
 
 def resolve(module: nn.Module, path: str) -> torch.Tensor:
-    """The parameter or buffer at a dotted path, whatever stands there now."""
+    """The tensor at a path in a layer, whatever stands there now: a parameter, a buffer, or one that it just holds."""
+    if "[" in path:
+        return held_at(module, path)  # type: ignore[no-any-return]
     *owners, name = path.split(".")
     for owner in owners:  # past the modules' own __getattr__, which takes ten times as long
         inner = module.__dict__["_modules"].get(owner)
@@ -87,7 +89,7 @@ class Variant:
     roles: tags.Roles
     residuals: tags.Residuals
     scales: bool = True  # sums over kept units, by total / kept
-    programs: dict[Counts, Program] = field(default_factory=dict)
+    programs: dict[tuple[Counts, bool], Program] = field(default_factory=dict)  # and whether they are compiled
 
     @cached_property
     def writes_in_place(self) -> bool:
@@ -111,17 +113,18 @@ class Variant:
         return run_passes(clone(self.traced.graph), specialisation(kept, scaled=self.scales))
 
     def program(self, counts: Counts, compiler: Compiler | None) -> Program:
-        if counts not in self.programs:
+        key = (counts, compiler is not None)
+        if key not in self.programs:
             graph = in_clean_thread(self.narrowed, counts)
             indices = tags.get(graph, tags.Indices)
-            self.programs[counts] = Program(
+            self.programs[key] = Program(
                 graph=graph,
                 call=graph if compiler is None else compiler.program(graph),
                 gathers=indices.gathers,
                 units=tuple((role.name, role.axis) for role in self.roles.found if role.axis in indices.kept),
                 weights=tuple(path for _, path in tags.get(graph, tags.Interface).weights),
             )
-        return self.programs[counts]
+        return self.programs[key]
 
 
 def analysed(traced: TracedLayer, *, scales: bool = True) -> Variant:

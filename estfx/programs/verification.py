@@ -25,8 +25,9 @@ from estfx.passes import specialisation
 from estfx.programs.program import Variant, resolve
 from estfx.tracing import LayerCall, flatten, run_quietly
 
-__all__ = ["masked_whole", "verify_kind"]
+__all__ = ["ROUNDS", "masked_whole", "verify_kind"]
 
+ROUNDS = "its whole graph differs from the layer by"
 WHOLE_TOLERANCE = 1e-5  # beyond it, relative to the largest value, the graph is not the layer
 MASKED_TOLERANCE = 1e-10  # in float64, likewise
 Tensors = list[torch.Tensor]
@@ -82,7 +83,7 @@ def _verify_whole(variant: Variant, call: LayerCall) -> list[str]:
             f"the graph of layer `{call.name}` does not compute what the layer does: relative error {worst:.2e}. "
             "Please report the model; transform(..., verify=False) would train something else."
         )
-    return [f"its whole graph differs from the layer by {worst:.1e}, relative"] if worst > 0 else []
+    return [f"{ROUNDS} {worst:.1e}, relative"] if worst > 0 else []
 
 
 def _values_and_gradients(function: Any, stream: torch.Tensor, weights: Tensors) -> Tensors:

@@ -9,6 +9,14 @@ from estfx.runtime.fused_loss import check_fusible, deferred_logits, fused
 from estfx.runtime.idle_units import IdleUnits
 from estfx.runtime.joining_units import zero_joining
 from estfx.runtime.layer_mount import Call, is_mounted, mount, unmount
+from estfx.runtime.model_oracle import (
+    Observations,
+    difference_from,
+    guilty_layers,
+    observed,
+    observed_whole,
+    why_not_observed,
+)
 from estfx.runtime.model_state import made_with, numbers_left_out
 from estfx.runtime.mounted_layers import MountedLayers
 from estfx.runtime.optimizer_hooks import watch
@@ -23,6 +31,7 @@ __all__ = [
     "CopiedLayers",
     "IdleUnits",
     "MountedLayers",
+    "Observations",
     "RankAgreement",
     "Runtime",
     "Selection",
@@ -30,17 +39,22 @@ __all__ = [
     "check_fusible",
     "check_gradients",
     "deferred_logits",
+    "difference_from",
     "differences",
     "drawn_layers",
     "fused",
+    "guilty_layers",
     "is_mounted",
     "made_with",
     "mount",
     "mount_outside",
     "numbers_left_out",
+    "observed",
+    "observed_whole",
     "unmount",
     "unmount_outside",
     "warm_up",
     "watch",
+    "why_not_observed",
     "zero_joining",
 ]

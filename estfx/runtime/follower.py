@@ -31,6 +31,7 @@ class StepState:
     running: Mapping[str, bool]  # by layer
     drawn: Drawn
     counts: Mapping[str, Counts]  # how many units of each role a layer keeps, whole ones left out
+    update_scale: float = 1.0  # by which the update of a layer that runs is multiplied
 
     def units(self) -> dict[str, dict[str, torch.Tensor]]:
         """The kept indices (int64, ascending) by layer that runs and by role."""

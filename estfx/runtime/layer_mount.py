@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from estfx.tracing import (
     changes,
     flatten,
     is_plain,
+    prefixes,
     signature_of,
     without_empty_caches,
 )
@@ -75,10 +77,15 @@ class Mount:
         """Notices what was changed in the layer since it was transformed, such as adapters that were put into it."""
         if self._last is not None and self._last.same():
             return
-        self._last = Snapshot(layer, self.path)
+        self._last = Snapshot(layer, self.path, self.left)
         if self._first is None:
             self._first = self._last
         self.changed = changes(self._first.structure, self._last.structure)
+
+    @cached_property
+    def left(self) -> frozenset[str]:
+        """The layer's attributes in which it leaves values beside its result."""
+        return prefixes(place for call in self.calls for place in call.kind.first.traced.written)
 
     def original(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.original_class.forward(layer, *args, **kwargs)
@@ -163,7 +170,7 @@ class Mount:
         if factor != 1.0:
             scaled = values[0] * factor if variant.residuals.outside else torch.lerp(before, values[0], factor)
             values = (scaled, *values[1:])
-        return traced.pack(values, args, kwargs)
+        return traced.pack(values, layer, args, kwargs)
 
     def _signature(
         self, call: Call, leaves: list[Any], spec: pytree.TreeSpec, device: str, dtypes: tuple[torch.dtype, ...]
@@ -236,8 +243,8 @@ def mount(layer: nn.Module, path: str, calls: Sequence[Call], runtime: Runtime) 
 
 def is_mounted(layer: nn.Module) -> bool:
     """Whether a layer is as `mount` left it."""
-    here: Mount | None = layer.__dict__.get(ATTRIBUTE)
-    return here is not None and type(layer) is _mounted_classes.get(here.original_class)
+    here = layer.__dict__.get(ATTRIBUTE)
+    return isinstance(here, Mount) and type(layer) is _mounted_classes.get(here.original_class)
 
 
 def unmount(layer: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -91,9 +91,14 @@ class Runtime:
     @property
     def update_scale(self) -> float:
         """By what a running layer's update of the stream is multiplied, to make up for the layers that are skipped."""
-        if self.schedule.skipped_layers == "inverse_keep" and self.stage.layers < 1:
-            return 1.0 / self.stage.layers
-        return 1.0
+        return self.require_step().update_scale
+
+    def _update_scale(self, running: Mapping[str, bool]) -> float:
+        """All layers that could be skipped over those of them that run."""
+        if self.schedule.skipped_layers != "inverse_keep":
+            return 1.0
+        own = [running[name] for name, layer in self.layers.drawn.items() if layer.droppable]
+        return len(own) / sum(own) if any(own) else 1.0
 
     def set_step(self, step: int, device: torch.device, model: nn.Module) -> None:
         """Puts a step in force, and tells the followers of it before and after. Another draw is made only for another
@@ -117,7 +122,8 @@ class Runtime:
         """Draws a step and puts it in force, whatever was; the followers are not told."""
         draw = self._draws.of(step)
         stage, counts = self.schedule.stages[draw.stage_index], self.layers.counts(draw.units)
-        state = StepState(step, draw.stage_index, stage, draw.running, draw.units, counts)
+        scale = self._update_scale(draw.running)
+        state = StepState(step, draw.stage_index, stage, draw.running, draw.units, counts, scale)
         self.state, self.stage_index, self._indices, self._calls = state, draw.stage_index, {}, {}
         self._send(device)
         return state
@@ -135,8 +141,26 @@ class Runtime:
         """Has every layer run with these units, by layer and role, whatever was drawn for the step in force."""
         state = self.require_step()
         running = dict.fromkeys(self.layers.kinds, True)
-        self.state = replace(state, running=running, drawn=drawn, counts=self.layers.counts(drawn))
+        self.state = replace(state, running=running, drawn=drawn, counts=self.layers.counts(drawn), update_scale=1.0)
         self._indices = {}
+
+    @contextmanager
+    def everything_kept(self) -> Iterator[None]:
+        """Within it the model trains whole, by uncompiled graphs, with its own loss."""
+        before = self.in_force(), self.layers, self.fuses_loss, self._forward_step
+        whole = {
+            name: {role: np.arange(size) for role, size in layer.sizes.items()}
+            for name, layer in self.layers.drawn.items()
+        }
+        self.layers, self.fuses_loss = replace(self.layers, compiler=None), False
+        running = dict.fromkeys(self.layers.kinds, True)
+        self.state = StepState(0, 0, self.schedule.stages[0], running, whole, self.layers.counts(whole))
+        self._indices = {}
+        try:
+            yield
+        finally:
+            self.put_in_force(before[0])
+            self.layers, self.fuses_loss, self._forward_step = before[1:]
 
     def in_force(self) -> tuple[Any, ...]:
         """The step and what was drawn for it, to be put in force again."""

@@ -4,9 +4,10 @@ In goes a decoder with example inputs; out comes a `Decoder`: its layers in the 
 """
 
 from estfx.tracing.call_signature import Signature, call_key, flatten, is_plain, signature_of
-from estfx.tracing.capture import call_arguments, run_quietly, sized_inputs, without_cache
+from estfx.tracing.capture import call_arguments, run_quietly, sized_inputs, values_on_meta, without_cache
 from estfx.tracing.decoder import ATTRIBUTE, Decoder, trace
 from estfx.tracing.exporting import TracedLayer, loops_over_experts, trace_call
+from estfx.tracing.held_state import HeldState
 from estfx.tracing.kind_key import canonical
 from estfx.tracing.kv_caches import asks_for_cache, without_empty_caches
 from estfx.tracing.layer_call import LayerCall
@@ -15,6 +16,8 @@ from estfx.tracing.layer_names import LayerPatterns
 from estfx.tracing.layer_ranges import listed
 from estfx.tracing.layer_structure import Changes, Snapshot, changed_places, changes
 from estfx.tracing.meta_run import NumbersHaveValues
+from estfx.tracing.opened_types import open_dataclasses
+from estfx.tracing.places import Place, held_at, prefixes
 from estfx.tracing.unsharded_layers import left_sharded, unsharded
 
 __all__ = [
@@ -22,9 +25,11 @@ __all__ = [
     "ATTRIBUTE",
     "Changes",
     "Decoder",
+    "HeldState",
     "LayerCall",
     "LayerPatterns",
     "NumbersHaveValues",
+    "Place",
     "Signature",
     "Snapshot",
     "TracedLayer",
@@ -35,17 +40,21 @@ __all__ = [
     "changed_places",
     "changes",
     "flatten",
+    "held_at",
     "is_plain",
     "left_sharded",
     "listed",
     "loops_over_experts",
+    "open_dataclasses",
     "outcome",
+    "prefixes",
     "run_quietly",
     "signature_of",
     "sized_inputs",
     "trace",
     "trace_call",
     "unsharded",
+    "values_on_meta",
     "without_cache",
     "without_empty_caches",
 ]

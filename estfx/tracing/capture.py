@@ -17,13 +17,22 @@ from estfx.errors import TraceError, UnsupportedModelError
 from estfx.tracing.attribute_reads import Reads, all_attributes, recorded_reads
 from estfx.tracing.call_signature import flatten
 from estfx.tracing.find_layers import WAYS, Way, layer_calls
+from estfx.tracing.held_state import HeldState
 from estfx.tracing.kv_caches import asks_for_cache
 from estfx.tracing.layer_call import LayerCall
 from estfx.tracing.layer_calls import Recording, assume_all_is_read, compiled_parts, recorded_calls
 from estfx.tracing.layer_names import LayerPatterns, check_named, looks_like_layers, named_modules
 from estfx.tracing.meta_run import NumbersHaveValues
 
-__all__ = ["call_arguments", "capture_layers", "default_inputs", "run_quietly", "sized_inputs", "without_cache"]
+__all__ = [
+    "call_arguments",
+    "capture_layers",
+    "default_inputs",
+    "run_quietly",
+    "sized_inputs",
+    "values_on_meta",
+    "without_cache",
+]
 
 log = logging.getLogger(__name__)
 BATCH, SEQUENCE = 3, 17  # distinct primes, so that no size is mistaken for the other
@@ -182,17 +191,35 @@ def _observe(
             assume_all_is_read(recording)
         return recording
 
+    def steady() -> Recording:
+        """As the model runs from its second time on, if a layer does more than to return something."""
+        before = HeldState(model, args, kwargs)
+        recording = run()
+        if not _does_more(recording):
+            return recording
+        once = HeldState(model, args, kwargs)
+        recording = run()
+        changes = once.changes()
+        once.put_back()
+        before.put_back(changes)
+        return recording
+
     with run_quietly(model):
         try:
             with recorded_reads(candidates) as reads:
-                return run(), reads
+                return steady(), reads
         except Exception:  # such as of the body of a loop or a branch, in which nothing may be noted
             log.debug("what the layers read could not be noted", exc_info=True)
         try:
-            return run(), all_attributes(candidates)
+            return steady(), all_attributes(candidates)
         except Exception as error:
             error.add_note(f"while `{type(model).__name__}` ran on the example inputs of estfx, in training mode")
             raise TraceError(f"`{type(model).__name__}` does not run on the example inputs: {error}") from error
+
+
+def _does_more(recording: Recording) -> bool:
+    """Whether a call leaves anything beside its result."""
+    return any(o.call is not None and (o.call.written or o.call.lost) for o in recording.calls)
 
 
 def _with_reads(calls: list[LayerCall], recording: Recording, reads: Reads) -> list[LayerCall]:

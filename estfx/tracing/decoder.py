@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,6 +48,15 @@ class Decoder:
         default_factory=dict
     )  # layers without a graph, by name, and why; they stay as they are
     order: tuple[str, ...] = ()  # all layers, as the model calls them
+
+    def leave(self, reasons: Mapping[str, str]) -> None:
+        """Has layers stay as they are, given by the paths of their modules with the reasons."""
+        for name, info in list(self.infos.items()):
+            if info.call.path in reasons:
+                self.left[name] = reasons[info.call.path]
+                del self.infos[name]
+        used = {info.program for info in self.infos.values()}
+        self.traced = {name: layer for name, layer in self.traced.items() if name in used}
 
     @property
     def programs(self) -> dict[str, GraphModule]:

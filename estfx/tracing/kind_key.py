@@ -15,6 +15,7 @@ from estfx.graphs import has_tensor, tags
 from estfx.tracing.call_signature import constant_key, flatten
 from estfx.tracing.exporting.layer_graph import TracedLayer
 from estfx.tracing.layer_call import LayerCall
+from estfx.tracing.reachable import tensors_held
 
 __all__ = ["canonical", "differing_attributes", "kind_key"]
 
@@ -56,10 +57,11 @@ def kind_key(call: LayerCall, differing: dict[str, set[str]]) -> Hashable:
         shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in tensors)
         read = differing.get(path, set()) & call.attributes.get(path, set())
         tree.append((path, type(module), shapes, tuple(_plain_attributes(module, read).items())))
+    held = tuple((path, tuple(t.shape), t.dtype) for path, t in tensors_held(call.module))
     leaves, spec = flatten(call.args, call.kwargs)
     keys = tuple((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else constant_key(x) for x in leaves)
     given = (frozenset(call.alive), call.written, call.stream_leaf, call.stream_output, call.added)
-    return (tuple(tree), str(spec), keys, given)
+    return (tuple(tree), held, str(spec), keys, given)
 
 
 def canonical(layer: TracedLayer) -> Hashable:

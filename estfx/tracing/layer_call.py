@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from estfx.tracing.shared_mappings import Entry
+from estfx.tracing.places import Place
 
 __all__ = ["LayerCall"]
 
@@ -28,7 +28,8 @@ class LayerCall:
     alive: set[int] = field(default_factory=set)  # other result leaves that something outside the layer read
     attributes: dict[str, set[str]] = field(default_factory=dict)  # read while it ran, by submodule
     number: int = 1  # of the calls of this module within one forward
-    written: tuple[Entry, ...] = ()  # of dictionaries that it was given; their values are the last of `outputs`
+    written: tuple[Place, ...] = ()  # where it leaves values beside its result; they are the last of `outputs`
+    lost: tuple[str, ...] = ()  # what it does besides that no graph would do, in words
     operations: int = 0  # how many functions of torch it called
     added: bool = False  # all that the model did with its stream was to add it to another tensor
 

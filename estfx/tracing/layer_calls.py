@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from estfx.tracing.call_signature import flatten
+from estfx.tracing.held_state import Change, HeldState
 from estfx.tracing.kv_caches import without_empty_caches
 from estfx.tracing.layer_call import LayerCall
-from estfx.tracing.shared_mappings import Entry, open_mappings, with_entries, written_entries
+from estfx.tracing.opened_types import open_dataclasses, open_mappings
+from estfx.tracing.places import Place
 
 __all__ = [
     "ASKING",
@@ -49,6 +51,7 @@ class Observed:
     state: State  # when it began
     arguments: tuple[list[Any], pytree.TreeSpec]  # of (args, kwargs), before the call could write into them
     operations: int  # how many functions of torch had been called when it began
+    held: HeldState | None  # what it could reach when it began; None once it has ended
     call: LayerCall | None = None
 
 
@@ -73,14 +76,11 @@ def _stream_leaves(inputs: list[Any], outputs: list[Any], any_output: bool) -> t
     return None
 
 
-def outcome(result: Any, before: Any, after: Any) -> tuple[list[Any], pytree.TreeSpec, tuple[Entry, ...]]:
-    """The leaves of what a call gave, what it wrote into dictionaries among them, their structure, and those entries.
-
-    `before` and `after` are the arguments as they were before and after the call.
-    """
-    written = written_entries(before, after)
-    outputs, out_spec = pytree.tree_flatten(with_entries(result, after[0], after[1], written))
-    return outputs, out_spec, written
+def outcome(result: Any, changes: Sequence[Change]) -> tuple[list[Any], pytree.TreeSpec, tuple[Place, ...]]:
+    """The leaves of what a call gave and of what it left elsewhere, their structure, and where it left it."""
+    kept = [change for change in changes if not change.reason]
+    outputs, out_spec = pytree.tree_flatten((result, [change.value for change in kept]) if kept else result)
+    return outputs, out_spec, tuple(change.place for change in kept)
 
 
 # What asks a tensor for something that is not among its values.
@@ -204,7 +204,8 @@ def recorded_calls(
             watch.read((args, kwargs))
             open_mappings(args, kwargs)
             within = tuple(outer.path for outer in running)
-            running.append(Observed(path, within, _state(module), flatten(args, kwargs), watch.operations))
+            held = HeldState(module, args, kwargs)
+            running.append(Observed(path, within, _state(module), flatten(args, kwargs), watch.operations, held))
             recording.calls.append(running[-1])
             return args, kwargs
 
@@ -214,11 +215,13 @@ def recorded_calls(
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
             while (observed := running.pop()).path != path:
                 pass  # a call that ended in an exception, which the model caught
+            open_dataclasses(result)
             leaves, spec = observed.arguments
             before = pytree.tree_unflatten(leaves, spec)
             stream = _stream_leaves(leaves, pytree.tree_leaves(result), any_output)
+            changes, observed.held = observed.held.changes() if observed.held else [], None
             if stream is not None:
-                outputs, out_spec, written = outcome(result, before, (args, kwargs))
+                outputs, out_spec, written = outcome(result, changes)
                 observed.call = LayerCall(
                     path,
                     module,
@@ -230,6 +233,7 @@ def recorded_calls(
                     stream[1],
                     alive=set(range(len(pytree.tree_leaves(result)), len(outputs))),  # what it wrote
                     written=written,
+                    lost=tuple(change.reason for change in changes if change.reason),
                     operations=watch.operations - observed.operations,
                 )
                 watch.begin(observed.call)

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["Changes", "Snapshot", "changed_places", "changes"]
@@ -26,27 +27,32 @@ LEFT_OUT = OF_EVERY_MODULE | FLAGS
 class Snapshot:
     """A layer as it stood: `same` says, at a few microseconds a module, whether it may stand otherwise now."""
 
-    def __init__(self, layer: nn.Module, name: str) -> None:
-        self.structure = _structure_of(layer, name)
-        self._modules = [_Seen(module) for module in layer.modules()]
+    def __init__(self, layer: nn.Module, name: str, left: frozenset[str] = frozenset()) -> None:
+        """`left`: attributes that the layer itself leaves values in, by their paths in it, of which nothing is told."""
+        self.structure = _structure_of(layer, name, left)
+        self._modules = [_Seen(module, _names_in(left, path)) for path, module in layer.named_modules()]
 
     def same(self) -> bool:
         return all(seen.same() for seen in self._modules)
 
 
 class _Seen:
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, left: frozenset[str] = frozenset()) -> None:
+        self.left = left
         self.held = vars(module)
         self.code = type(module).forward
         self.module = module
-        self.values = list(self.held.values())
+        self.values = list(self._held().values())
         self.children = dict(module._modules)
         self.tensors = [*module._parameters, *module._buffers]
-        containers = [v for k, v in self.held.items() if k not in LEFT_OUT and isinstance(v, (dict, list, set))]
+        containers = [v for k, v in self._held().items() if k not in LEFT_OUT and isinstance(v, (dict, list, set))]
         self.containers = [(value, value.copy()) for value in containers if _is_plain(value)]
 
+    def _held(self) -> dict[str, Any]:
+        return {k: v for k, v in self.held.items() if k not in self.left} if self.left else self.held
+
     def same(self) -> bool:
-        held = self.held
+        held = self._held()
         return (
             len(held) == len(self.values)
             and all(map(operator.is_, held.values(), self.values))
@@ -63,7 +69,13 @@ def _is_plain(value: object) -> bool:
     return all(isinstance(item, PLAIN) for item in items)  # type: ignore[attr-defined]
 
 
-def _structure_of(layer: nn.Module, name: str) -> Structure:
+def _names_in(paths: frozenset[str], module: str) -> frozenset[str]:
+    """Of dotted paths, the names of those that lie in a module."""
+    split = (path.rpartition(".") for path in paths)
+    return frozenset(name for owner, _, name in split if owner == module)
+
+
+def _structure_of(layer: nn.Module, name: str, left: frozenset[str]) -> Structure:
     """Equal for one layer at two times only if it runs the same code on weights of the same names.
 
     `name` is the layer's own, which may stand in texts that its modules hold.
@@ -75,7 +87,7 @@ def _structure_of(layer: nn.Module, name: str) -> Structure:
         held = vars(module)
         found.append((path, type(module).forward, *sorted(held["_parameters"]), None, *sorted(held["_buffers"])))
         for key, value in held.items():
-            if key not in LEFT_OUT:
+            if key not in LEFT_OUT and f"{path}.{key}".removeprefix(".") not in left:
                 frozen = _frozen(value, name)
                 if frozen is not None:
                     found.append((path, key, frozen))
@@ -84,7 +96,9 @@ def _structure_of(layer: nn.Module, name: str) -> Structure:
 
 
 def _frozen(value: object, name: str) -> Hashable:
-    """A plain value, or a container of plain values; None for anything else."""
+    """A plain value, what is plain of a tensor, or a container of such; None for anything else."""
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape), value.dtype)
     if isinstance(value, str):
         return value.replace(name, "")
     if isinstance(value, PLAIN):

@@ -263,10 +263,10 @@ class Regional(Residual):
 WITHOUT_GRAPH = {
     DependsOnValues: r"fails at test_bad_models.py:\d+ \(`if x_BTD.sum\(\) > 0:`\): .*torch.where takes both",
     CountsInPlace: r"a call changes what the layer holds \(`calls` at add_ = add_.Tensor \(test_bad_models.py:\d+\)\)",
-    SetsAnew: "a call sets calls of the layer anew",
+    SetsAnew: "a call sets `calls` anew",
     RunningMean: r"a call changes what the layer holds \(`mean` at mul_ = mul_.Tensor \(test_bad_models.py:\d+\)\)",
     Normed: "a call changes what the layer holds .`norm.num_batches_tracked` at",
-    CountsInPython: "a call sets calls of the layer anew",
+    CountsInPython: "a call sets `calls` anew",
 }
 
 

@@ -190,7 +190,8 @@ def by_hand(decoder: TracedDecoder, name: str) -> tuple[Any, Any]:
     leaves, _ = flatten(call.args, call.kwargs)
     inputs = [leaves[i] for i in traced.input_leaves]
     weights = [resolve(call.module, path) for _, path in tags.get(traced.graph, tags.Interface).weights]
-    return call.module(*call.args, **call.kwargs), traced.pack(traced.graph(*inputs, *weights), call.args, call.kwargs)
+    values = traced.graph(*inputs, *weights)
+    return call.module(*call.args, **call.kwargs), traced.pack(values, call.module, call.args, call.kwargs)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import inf
 from typing import Any
@@ -21,20 +21,22 @@ from estfx.tracing.exporting.captured_stdout import held_output
 from estfx.tracing.exporting.ignored_numbers import without_unread
 from estfx.tracing.exporting.layer_state import Watch
 from estfx.tracing.exporting.transformers_code import exportable_experts, loops_over_experts, reversible_patches
+from estfx.tracing.held_state import HeldState
 from estfx.tracing.layer_call import LayerCall
-from estfx.tracing.shared_mappings import Entry, with_entries
+from estfx.tracing.layer_calls import outcome
+from estfx.tracing.places import Place
 
 UNROLLED = 400  # calls of torch functions; of other layers, those with experts and latent attention make 250
 DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
-__all__ = ["export_layer"]
+__all__ = ["does_more", "export_layer"]
 
 
 class _Bound(nn.Module):
     """The layer as a function of its tensor arguments alone, the others fixed."""
 
     def __init__(
-        self, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec, written: tuple[Entry, ...], most: float
+        self, layer: nn.Module, leaves: list[Any], spec: pytree.TreeSpec, written: tuple[Place, ...], most: float
     ) -> None:
         super().__init__()
         self._most = most
@@ -44,6 +46,7 @@ class _Bound(nn.Module):
         self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         self._spec = spec
         self.watch = Watch()
+        self.lost: list[str] = []  # what it does that a graph would not do
 
     def forward(self, tensors: list[torch.Tensor]) -> Any:
         leaves = list(self._leaves)
@@ -51,9 +54,19 @@ class _Bound(nn.Module):
             leaves[i] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         # from within: torch.export puts back whatever is set in its course, and calls many functions of torch itself
-        with self.watch.over(self.layer), _Calls(self._most):
-            result = self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
-        return with_entries(result, args, kwargs, self._written)
+        held = HeldState(self.layer, args, kwargs)
+        try:
+            with self.watch.over(self.layer), _Calls(self._most):
+                result = self.layer.forward(*args, **kwargs)  # hooks and checkpointing stay outside of the graph
+            changes = held.changes()
+        finally:
+            held.put_back()  # or what stands for a value in a graph would stay where the layer left it
+        self.lost = [change.reason for change in changes if change.reason]
+        leaves, spec, places = outcome(result, changes)
+        if places != self._written:
+            names = [", ".join(f"`{place}`" for place in each) or "nothing" for each in (self._written, places)]
+            raise TraceError(f"at one call it leaves values in {names[0]}, at another in {names[1]}")
+        return pytree.tree_unflatten(leaves, spec)
 
 
 class _Unrolled(Exception):
@@ -110,13 +123,19 @@ def _exported(
         try:
             with torch.enable_grad(), held_output():  # torch prints the graph so far, beside what it raises
                 exported = torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
-        except _Unrolled:
+        except (_Unrolled, TraceError):
             raise
         except Exception as error:
             raise TraceError(_failure(error)) from error
-    if bound.watch.changed:
-        raise TraceError(f"a call sets {', '.join(bound.watch.changed)} of the layer anew, which a graph does not")
+    lost = [f"sets `{name}` anew" for name in bound.watch.changed] + bound.lost
+    if lost:
+        raise TraceError(does_more(lost))
     return exported
+
+
+def does_more(reasons: Sequence[str]) -> str:
+    """Why a layer that does such things is not replaced by a graph."""
+    return f"a call {', '.join(dict.fromkeys(reasons))}, which a graph does not do again"
 
 
 def _failure(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -18,10 +19,11 @@ from torch.utils import _pytree as pytree
 from estfx.errors import TraceError
 from estfx.graphs import has_tensor, inline_regions, replace_calls, tags
 from estfx.tracing.call_signature import flatten
-from estfx.tracing.exporting.export_layer import export_layer
+from estfx.tracing.exporting.export_layer import does_more, export_layer
 from estfx.tracing.exporting.layer_state import changed_buffers
 from estfx.tracing.layer_call import LayerCall
-from estfx.tracing.shared_mappings import Entry, put_entries
+from estfx.tracing.places import Place, put_values
+from estfx.tracing.reachable import tensors_held
 
 __all__ = ["TracedLayer", "trace_call"]
 
@@ -39,7 +41,7 @@ class TracedLayer:
     stream_leaf: int
     stream_output: int
     operations: int  # how many functions of torch the layer called
-    written: tuple[Entry, ...]  # entries of dictionaries among the arguments; their values are the last leaves
+    written: tuple[Place, ...]  # where the layer leaves values beside its result; they are the last leaves
     alive: frozenset[int]  # leaves of the result, other than the stream, that something outside the layer reads
     guards: tuple[str, ...] = ()  # what the layer's own code asked about sizes, as Python over `L["tensors"]`
     unread: frozenset[int] = frozenset()  # leaves that are numbers, of any value
@@ -59,12 +61,19 @@ class TracedLayer:
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return bool(eval(self._guard, SYMPY_INTERP, {"L": {"tensors": tensors}}))
 
-    def pack(self, values: tuple[torch.Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The graph's values in the structure that the layer itself returns, or writes into its arguments."""
+    def pack(
+        self, values: tuple[torch.Tensor, ...], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The graph's values in the structure that the layer itself returns; others are left where it leaves them."""
         if self.out_spec.is_leaf() and not self.written:
             return values[0]
         leaves = [self.constants[j] if i is None else values[i] for j, i in enumerate(self.outputs)]
-        return put_entries(pytree.tree_unflatten(leaves, self.out_spec), args, kwargs, self.written)
+        given = pytree.tree_unflatten(leaves, self.out_spec)
+        if not self.written:
+            return given
+        result, left = given
+        put_values(self.written, left, layer, args, kwargs)
+        return result
 
     def give(self, stream: torch.Tensor) -> Any:
         """What the layer returns when it is passed over, and this tensor takes the place of its result."""
@@ -86,6 +95,8 @@ def trace_call(call: LayerCall) -> TracedLayer:
 
 
 def _trace_call(call: LayerCall) -> TracedLayer:
+    if call.lost:
+        raise TraceError(does_more(call.lost))
     exported, unread = export_layer(call)
     inline_regions(exported.graph_module)
     leaves, _ = flatten(call.args, call.kwargs)
@@ -102,6 +113,7 @@ def _trace_call(call: LayerCall) -> TracedLayer:
     users: list[Node] = []
     weights: list[tuple[Node, str]] = []
     constants: list[tuple[Node, torch.Tensor]] = []
+    held = {id(tensor): path for path, tensor in tensors_held(call.module)}
     for node, spec_in in zip(
         [n for n in old.nodes if n.op == "placeholder"], exported.graph_signature.input_specs, strict=True
     ):
@@ -110,13 +122,18 @@ def _trace_call(call: LayerCall) -> TracedLayer:
         elif spec_in.kind == InputKind.USER_INPUT:
             users.append(node)
         elif spec_in.kind == InputKind.CONSTANT_TENSOR:
-            constants.append((node, exported.constants[str(spec_in.target)]))
+            value = exported.constants[str(spec_in.target)]
+            if id(value) in held:  # whatever stands there when the graph runs
+                weights.append((node, held[id(value)]))
+            else:
+                constants.append((node, value))
         else:
             raise TraceError(f"it takes an input of kind {spec_in.kind.name}, which estfx does not know")
     if len(users) != len(positions):
         raise TraceError(f"it was exported with {len(users)} tensors, but called with {len(positions)}")
-    buffers = dict(call.module.named_buffers(remove_duplicate=False))
-    if changed := changed_buffers(old, {node: path for node, path in weights if path in buffers}):
+    parameters = dict(call.module.named_parameters(remove_duplicate=False))
+    kept = {node: path for node, path in weights if path not in parameters} | {n: "a constant" for n, _ in constants}
+    if changed := changed_buffers(old, kept):
         places = ", ".join(f"`{path}` at {where}" for path, where in changed.items())
         raise TraceError(f"a call changes what the layer holds ({places}), and a graph of a part of it would not")
 
@@ -133,7 +150,7 @@ def _trace_call(call: LayerCall) -> TracedLayer:
     graph = gm.graph
     copies: dict[Node, Node] = {}
     names = _input_names(call, [positions[users.index(n)] for n in sides])
-    wanted = ["stream", *names, *(path.replace(".", "_") for _, path in weights)]
+    wanted = ["stream", *names, *(re.sub(r"\W+", "_", path).strip("_") for _, path in weights)]
     for node, name in zip([stream, *sides, *(n for n, _ in weights)], wanted, strict=True):
         copies[node] = graph.placeholder(name if name.isidentifier() else f"input_{name}")
         copies[node].meta = dict(node.meta)

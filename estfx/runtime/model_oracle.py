@@ -1,0 +1,251 @@
+"""The whole model as oracle: with everything kept and uncompiled, a transformed model does what the original does.
+
+Both run twice in a row on the example inputs, forwards and backwards, from the same random state. Every output, every
+parameter's gradient, every buffer and whatever a forward pass leaves in attributes, lists and globals is compared. The
+second run finds what the first has left behind. Of a large tensor no copy is kept, but a fingerprint: a sum over its
+bits, and where a graph equals its layer up to rounding alone, a projection.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from estfx.runtime.layer_mount import Mount
+from estfx.runtime.runtime import Runtime
+from estfx.tracing import (
+    ATTRIBUTE,
+    HeldState,
+    call_arguments,
+    open_dataclasses,
+    run_quietly,
+    values_on_meta,
+    without_cache,
+)
+
+__all__ = ["Observations", "difference_from", "guilty_layers", "observed", "observed_whole", "why_not_observed"]
+
+RUNS = 2
+ROUNDING = 1e-3  # of a projection, relative to the length of what is projected, where graphs round otherwise
+CHUNK = 1 << 22  # numbers of a large tensor that are looked at together
+SMALL = 1 << 16  # up to so many numbers, a copy is kept
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Of a tensor: equal bits give an equal sum; the projection is along a fixed direction without symmetry."""
+
+    shape: tuple[int, ...]
+    bits: int
+    projection: float
+    length: float
+
+    def same(self, other: Fingerprint, rounding: float) -> bool:
+        if self.shape != other.shape:
+            return False
+        if self.bits == other.bits:
+            return True
+        error = abs(self.projection - other.projection)
+        return rounding > 0 and error <= rounding * max(self.length, other.length)
+
+
+Seen = Mapping[str, Any]  # what a run gave, by name
+Observations = Sequence[Seen]  # run by run
+
+
+def why_not_observed(model: nn.Module) -> str:
+    """Why a model cannot be its own oracle; empty if it can."""
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        return "the whole model was not verified: its weights are on the meta device"
+    if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+        return "the whole model was not verified: its parameters are in shards"
+    return ""
+
+
+def observed(model: nn.Module, example_inputs: object, runs: int = RUNS) -> Observations:
+    """What the model gives and leaves behind in training mode, in so many runs; afterwards all is as it was."""
+    args, kwargs = call_arguments(model, example_inputs)
+    kwargs = without_cache(model, kwargs)
+    kwargs = _with_labels(model, args, kwargs)
+    held = HeldState(model, args, kwargs)
+    with run_quietly(model), _gradients_apart(model) as gradients:
+        try:
+            return [_run(model, args, kwargs, gradients) for _ in range(runs)]
+        finally:
+            held.put_back()
+
+
+def observed_whole(model: nn.Module, runtime: Runtime, example_inputs: object, runs: int = RUNS) -> Observations:
+    """What the transformed model gives with everything kept, uncompiled."""
+    with runtime.everything_kept():
+        return observed(model, example_inputs, runs)
+
+
+def guilty_layers(
+    model: nn.Module,
+    runtime: Runtime,
+    example_inputs: object,
+    differs: Callable[[Observations], list[str]],
+) -> dict[str, list[str]]:
+    """The modules of layers with which alone the model differs from the original, by path, and what differs."""
+    found: dict[str, list[str]] = {}
+    mounts: dict[str, Mount] = {
+        path: vars(model.get_submodule(path))[ATTRIBUTE] for path in runtime.layers.module_paths
+    }
+    for path in mounts:
+        with ExitStack() as stack:
+            for other, here in mounts.items():
+                if other != path:
+                    stack.enter_context(here.bypassed())
+            try:
+                what = differs(observed_whole(model, runtime, example_inputs))
+            except Exception as error:
+                what = [f"it fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
+        if what:
+            found[path] = what
+    return found
+
+
+def difference_from(want: Observations, got: Observations, *, exact: bool) -> list[str]:
+    """What is not the same, in words; up to rounding unless `exact`."""
+    rounding = 0.0 if exact else ROUNDING
+    found = []
+    for number, (before, now) in enumerate(zip(want, got, strict=True), 1):
+        for name in {**before, **now}:
+            if name not in before or name not in now:
+                found.append(f"{name} is {'new' if name in now else 'missing'} in run {number}")
+            elif not _equal(before[name], now[name], rounding):
+                found.append(f"{name} of run {number}{_how_far(before[name], now[name])}")
+    return found
+
+
+def _equal(one: Any, other: Any, rounding: float) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other) or _error(one, other) <= rounding
+    if isinstance(one, Fingerprint) and isinstance(other, Fingerprint):
+        return one.same(other, rounding)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _error(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative to the longer of the two; infinite for other shapes or for NaN on one side alone."""
+    if one.shape != other.shape or not torch.equal(one.isnan(), other.isnan()):
+        return math.inf
+    first, second = (x.nan_to_num().double() for x in (one, other))
+    return float((first - second).norm() / torch.maximum(first.norm(), second.norm()).clamp(min=1e-300))
+
+
+def _how_far(one: Any, other: Any) -> str:
+    if any(not isinstance(x, (torch.Tensor, Fingerprint)) for x in (one, other)):
+        return ""
+    if tuple(one.shape) != tuple(other.shape):
+        return f" (shape {list(other.shape)} instead of {list(one.shape)})"
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return f" (relative error {_error(one, other):.0e})"
+    error = abs(one.projection - other.projection) / (max(one.length, other.length) or 1.0)
+    return f" (relative error about {error:.0e})"
+
+
+def _with_labels(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """With token ids as labels too, if the model takes labels, so that its loss is seen."""
+    tokens = kwargs.get("input_ids")
+    if args or tokens is None or kwargs.get("labels") is not None:
+        return kwargs
+    takes = "labels" in inspect.signature(type(model).forward).parameters
+    return {**kwargs, "labels": tokens} if takes and hasattr(model, "loss_function") else kwargs
+
+
+@contextmanager
+def _gradients_apart(model: nn.Module) -> Iterator[dict[str, torch.Tensor | Fingerprint]]:
+    """Collects what is kept of gradients as they come; gradients that are there already stay as they are."""
+    found: dict[str, torch.Tensor | Fingerprint] = {}
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    before = {name: parameter.grad for name, parameter in learning.items()}
+    with ExitStack() as stack:
+        for name, parameter in learning.items():
+            parameter.grad = None
+
+            def note(p: torch.Tensor, name: str = name) -> None:
+                if p.grad is not None:
+                    found[f"the gradient of {name}"] = kept(p.grad)
+                    p.grad = None
+
+            stack.callback(parameter.register_post_accumulate_grad_hook(note).remove)
+        try:
+            yield found
+        finally:
+            for name, parameter in learning.items():
+                parameter.grad = before[name]
+
+
+def _run(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: dict[str, torch.Tensor | Fingerprint]
+) -> dict[str, Any]:
+    gradients.clear()
+    held = HeldState(model, args, kwargs)
+    torch.manual_seed(0)
+    with torch.enable_grad(), values_on_meta(model):
+        result = model(*copy.copy(args), **kwargs)
+        open_dataclasses(result)
+        named = pytree.tree_flatten_with_path(result)[0]
+        seen: dict[str, Any] = {}
+        score: torch.Tensor | None = None
+        for path, leaf in named:
+            name = f"output{pytree.keystr(path)}"
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            seen[name] = kept(leaf)
+            if leaf.requires_grad and leaf.is_floating_point() and leaf.numel():
+                part = (leaf * direction(leaf)).sum().float()
+                score = part if score is None else score + part
+        if score is not None:
+            score.backward()
+    seen.update(gradients)
+    for name, buffer in model.named_buffers():
+        seen[f"the buffer {name}"] = kept(buffer)
+    for change in held.changes():
+        for number, leaf in enumerate(pytree.tree_leaves(change.value)):
+            if isinstance(leaf, torch.Tensor):
+                seen[f"what is left in {change.place}, {number}"] = kept(leaf)
+            elif isinstance(leaf, (bool, int, float, str)):
+                seen[f"what is left in {change.place}, {number}"] = leaf
+    return seen
+
+
+def direction(value: torch.Tensor) -> torch.Tensor:
+    """Numbers without symmetry, as many as a tensor has, along which it is projected."""
+    steps = torch.arange(value.numel(), dtype=torch.float32, device=value.device)
+    return torch.cos(steps * 0.7 + 0.3).reshape(value.shape).to(value.dtype)
+
+
+def kept(value: torch.Tensor) -> torch.Tensor | Fingerprint:
+    """What is kept of a tensor, to be compared with another."""
+    return value.detach().clone() if value.numel() <= SMALL else _fingerprint(value)
+
+
+def _fingerprint(value: torch.Tensor) -> Fingerprint:
+    """In pieces, so that little memory is needed beside the tensor."""
+    flat = value.detach().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    bits, projection, squares = 0, 0.0, 0.0
+    for piece in flat.split(CHUNK) if flat.numel() else ():
+        steps = torch.arange(piece.numel(), device=piece.device)
+        if piece.is_floating_point():
+            raw = (piece + 0.0).view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[piece.itemsize])
+            exact = piece.double()
+            projection += float((exact * torch.cos(steps * 0.7 + 0.3)).sum())
+            squares += float((exact * exact).sum())
+        else:
+            raw = piece
+        bits = (bits * 1_000_003 + int((raw.long() * (2 * steps + 1)).sum())) % (1 << 64)
+    return Fingerprint(tuple(value.shape), bits, projection, math.sqrt(squares) if squares == squares else math.nan)
