@@ -265,13 +265,10 @@ def _verified(model: nn.Module, found: _Found, mounted: Callable[[], Runtime], e
             _unmount_all(model)
             raise
         _unmount_all(model)
+        if difference_from(want, observed(model, example_inputs), exact=True):
+            found.whole.append("the whole model was not verified: runs of the original from the same state differ")
+            return mounted()
         if not guilty:
-            again = observed(model, example_inputs)
-            if difference_from(want, again, exact=True):
-                found.whole.append(
-                    "the whole model was not verified: two runs of the original from the same state differ"
-                )
-                return mounted()
             raise VerifyError(
                 f"with everything kept, `{type(model).__name__}` does not compute what it does before transform: "
                 f"{'; '.join(what[:3])}. No single layer is the cause. Please report the model; "

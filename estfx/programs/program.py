@@ -21,6 +21,7 @@ from estfx.tracing import TracedLayer, held_at
 
 __all__ = ["Program", "Variant", "analysed", "in_clean_thread", "numbers_at_work", "resolve"]
 
+NONE: Mapping[str, Any] = {}  # an object that a layer holds need be no module
 T = TypeVar("T")
 Counts = tuple[tuple[str, int], ...]  # (role, units kept), sorted, whole ones left out
 
@@ -31,9 +32,9 @@ def resolve(module: nn.Module, path: str) -> torch.Tensor:
         return held_at(module, path)  # type: ignore[no-any-return]
     *owners, name = path.split(".")
     for owner in owners:  # past the modules' own __getattr__, which takes ten times as long
-        inner = module.__dict__["_modules"].get(owner)
+        inner = module.__dict__.get("_modules", NONE).get(owner)
         module = getattr(module, owner) if inner is None else inner
-    parameter: torch.Tensor | None = module.__dict__["_parameters"].get(name)
+    parameter: torch.Tensor | None = module.__dict__.get("_parameters", NONE).get(name)
     found: torch.Tensor = getattr(module, name) if parameter is None else parameter
     return found
 

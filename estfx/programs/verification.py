@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -23,7 +23,7 @@ from estfx.errors import TraceError, VerifyError
 from estfx.graphs import Axis, Dim, Sum, arguments, clone, has_tensor, promoted, run_passes, tags
 from estfx.passes import specialisation
 from estfx.programs.program import Variant, resolve
-from estfx.tracing import LayerCall, flatten, run_quietly
+from estfx.tracing import HeldState, LayerCall, flatten, outcome, run_quietly
 
 __all__ = ["ROUNDS", "masked_whole", "verify_kind"]
 
@@ -64,16 +64,23 @@ def _verify_whole(variant: Variant, call: LayerCall) -> list[str]:
     inputs = [leaves[i].detach().clone() for i in variant.traced.input_leaves]
     weights = [resolve(call.module, path) for _, path in tags.get(variant.traced.graph, tags.Interface).weights]
 
-    def layer(stream: torch.Tensor) -> torch.Tensor:
+    given_by = {
+        i: j for j, i in enumerate(variant.traced.outputs) if i is not None
+    }  # of the graph's values, the leaves
+
+    def layer(stream: torch.Tensor) -> Tensors:
         given = list(leaves)
         given[call.stream_leaf] = stream
         args, kwargs = pytree.tree_unflatten(given, spec)
-        result: torch.Tensor = pytree.tree_leaves(call.module.forward(*args, **kwargs))[call.stream_output]
-        return result
+        held = HeldState(call.module, args, kwargs)
+        try:
+            outputs, *_ = outcome(call.module.forward(*args, **kwargs), held.changes())
+        finally:
+            held.put_back()
+        return [outputs[given_by[i]] for i in range(len(given_by))]
 
-    def graph(stream: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = variant.traced.graph(stream, *inputs[1:], *weights)[0]
-        return result
+    def graph(stream: torch.Tensor) -> Tensors:
+        return list(variant.traced.graph(stream, *inputs[1:], *weights))
 
     with run_quietly(call.module):
         want, got = (_values_and_gradients(f, inputs[0], weights) for f in (layer, graph))
@@ -86,19 +93,22 @@ def _verify_whole(variant: Variant, call: LayerCall) -> list[str]:
     return [f"{ROUNDS} {worst:.1e}, relative"] if worst > 0 else []
 
 
-def _values_and_gradients(function: Any, stream: torch.Tensor, weights: Tensors) -> Tensors:
+def _values_and_gradients(
+    function: Callable[[torch.Tensor], Sequence[torch.Tensor]], stream: torch.Tensor, weights: Tensors
+) -> tuple[Tensors, Tensors]:
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         stream = stream.detach().clone().requires_grad_()
-        value = function(stream.clone())  # a layer may write into its stream, which it cannot into a leaf
-        if not value.requires_grad:
+        values = function(stream.clone())  # a layer may write into its stream, which it cannot into a leaf
+        if not values[0].requires_grad:
             raise TraceError(
                 "a layer gives a result that has no gradient: its model works out the backward pass by itself, as "
                 "reversible layers do. Such a model cannot be trained in parts."
             )
         wanted = [stream, *(w for w in weights if w.requires_grad)]
-        grads = torch.autograd.grad(value, wanted, _direction(value), allow_unused=True)
-    return [value.detach(), *(torch.zeros(()) if g is None else g for g in grads)]
+        learnt = [value for value in values if value.requires_grad]
+        grads = torch.autograd.grad(learnt, wanted, list(map(_direction, learnt)), allow_unused=True)
+    return [value.detach() for value in values], [torch.zeros(()) if g is None else g for g in grads]
 
 
 def _direction(value: torch.Tensor) -> torch.Tensor:
@@ -107,14 +117,15 @@ def _direction(value: torch.Tensor) -> torch.Tensor:
     return torch.cos(steps * 0.7 + 0.3).reshape(value.shape).to(value.dtype)
 
 
-def worst_error(want: Tensors, got: Tensors) -> float:
-    """The largest relative error of a value and its gradients; 0.0 only if they are equal to the bit.
+def worst_error(want: tuple[Tensors, Tensors], got: tuple[Tensors, Tensors]) -> float:
+    """The largest relative error of values and of gradients; 0.0 only if they are equal to the bit.
 
-    Each is measured against its own largest entry, but at least a thousandth of the largest gradient's: some gradients,
-    such as that of a key's bias under a softmax, are zero but for rounding.
+    Each is measured against its own largest entry, but a gradient at least against a thousandth of the largest
+    gradient's: some, such as that of a key's bias under a softmax, are zero but for rounding.
     """
-    floor = 1e-3 * max((t.nan_to_num().abs().max().item() for t in want[1:] if t.numel()), default=0.0)
-    return max(relative_error(w, g, floor if i else 0.0) for i, (w, g) in enumerate(zip(want, got, strict=True)))
+    floor = 1e-3 * max((t.nan_to_num().abs().max().item() for t in want[1] if t.numel()), default=0.0)
+    values = [relative_error(w, g) for w, g in zip(want[0], got[0], strict=True)]
+    return max(values + [relative_error(w, g, floor) for w, g in zip(want[1], got[1], strict=True)])
 
 
 def relative_error(want: torch.Tensor, got: torch.Tensor, floor: float = 0.0) -> float:
@@ -155,9 +166,9 @@ def _verify_narrowed(variant: Variant, roles: list[tags.Role], inputs: tuple[Ten
     sides, weights = inputs[0][1:], inputs[1]
     leaf_weights = [w.clone().requires_grad_(w.is_floating_point()) for w in weights]
     want = _values_and_gradients(
-        lambda x: masked_whole(whole, units, [x, *sides, *leaf_weights])[0], inputs[0][0], leaf_weights
+        lambda x: masked_whole(whole, units, [x, *sides, *leaf_weights]), inputs[0][0], leaf_weights
     )
-    got = _values_and_gradients(lambda x: narrowed(x, *sides, *indices, *leaf_weights)[0], inputs[0][0], leaf_weights)
+    got = _values_and_gradients(lambda x: narrowed(x, *sides, *indices, *leaf_weights), inputs[0][0], leaf_weights)
     worst = worst_error(want, got)
     return "" if worst <= MASKED_TOLERANCE else f"relative error {worst:.1e} against the masked whole in float64"
 

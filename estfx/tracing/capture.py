@@ -17,7 +17,7 @@ from estfx.errors import TraceError, UnsupportedModelError
 from estfx.tracing.attribute_reads import Reads, all_attributes, recorded_reads
 from estfx.tracing.call_signature import flatten
 from estfx.tracing.find_layers import WAYS, Way, layer_calls
-from estfx.tracing.held_state import HeldState
+from estfx.tracing.held_state import HeldState, held_tensors_as_before
 from estfx.tracing.kv_caches import asks_for_cache
 from estfx.tracing.layer_call import LayerCall
 from estfx.tracing.layer_calls import Recording, assume_all_is_read, compiled_parts, recorded_calls
@@ -114,11 +114,12 @@ def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def run_quietly(model: nn.Module) -> Iterator[None]:
-    """Training mode, no gradients, and afterwards the same random state, training flags and buffers as before."""
+    """Training mode, no gradients, and afterwards the same random state, training flags and tensors as before."""
     flags = {module: module.training for module in model.modules()}
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)), torch.no_grad():
+    cuda = sorted(d.index or 0 for d in devices)
+    with torch.random.fork_rng(devices=cuda), torch.no_grad(), held_tensors_as_before(model):
         try:
             model.train()
             yield

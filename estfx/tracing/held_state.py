@@ -7,9 +7,11 @@ reached is copied at its first level before a call, and compared with what is th
 
 from __future__ import annotations
 
+import copy
 import operator
 import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch.utils import _pytree as pytree
 from estfx.tracing.places import LAYER, Place, Root, Step
 from estfx.tracing.reachable import OF_EVERY_MODULE, PLAIN, is_module, reached
 
-__all__ = ["Change", "HeldState"]
+__all__ = ["Change", "HeldState", "held_tensors_as_before"]
 
 FLAGS = frozenset({"gradient_checkpointing"})
 
@@ -56,7 +58,7 @@ class _Held:
             yield from self._of_list()
         elif isinstance(self.holder, dict):
             yield from self._of_dict()
-        elif isinstance(self.holder, (set, random.Random, np.random.Generator)) and _state(self.holder) != self.before:
+        elif str(_state(self.holder)) != str(self.before):  # of a set, or of random numbers
             yield self._lost(self.holder, "changes")
 
     def _lost(self, value: Any, what: str) -> Change:
@@ -100,7 +102,7 @@ def _state(value: Any) -> Any:
     if isinstance(value, random.Random):
         return value.getstate()
     if isinstance(value, np.random.Generator):
-        return str(value.bit_generator.state)
+        return copy.deepcopy(value.bit_generator.state)
     return set(value)
 
 
@@ -161,6 +163,10 @@ class HeldState:
             elif isinstance(holder, set) and holder != held.before:
                 holder.clear()
                 holder.update(held.before)
+            elif isinstance(holder, random.Random):
+                holder.setstate(held.before)
+            elif isinstance(holder, np.random.Generator):
+                holder.bit_generator.state = held.before
         random.setstate(self._random[0])
         np.random.set_state(_from_text(self._random[1]))
 
@@ -182,3 +188,17 @@ def _numpy_state() -> tuple[Any, ...]:
 
 def _from_text(state: tuple[Any, ...]) -> tuple[Any, ...]:
     return (state[0], np.frombuffer(state[1], dtype=np.uint32), *state[2:])
+
+
+@contextmanager
+def held_tensors_as_before(layer: nn.Module) -> Iterator[None]:
+    """Afterwards the tensors that a layer just holds, neither parameters nor buffers, have the values from before."""
+    tensors = (value for value, *_ in reached(layer) if isinstance(value, torch.Tensor) and not value.is_inference())
+    held = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, version, before in held:
+                if tensor._version != version:
+                    tensor.copy_(before)

@@ -116,6 +116,7 @@ def test_relative_errors() -> None:
     assert relative_error(x, x + torch.tensor([0.0, 1.0])) == 0.25
     assert relative_error(x, torch.tensor([1.0, float("nan")])) == float("inf")
     assert relative_error(x, torch.zeros(3)) == float("inf")
-    assert worst_error([x, torch.tensor([8.0])], [x, torch.tensor([6.0])]) == 0.25
+    assert worst_error(([x], [torch.tensor([8.0])]), ([x], [torch.tensor([6.0])])) == 0.25
     tiny = torch.tensor([1e-9])
-    assert worst_error([x, x, tiny], [x, x, 2 * tiny]) == pytest.approx(1e-9 / 4e-3)
+    assert worst_error(([x], [x, tiny]), ([x], [x, 2 * tiny])) == pytest.approx(1e-9 / 4e-3)
+    assert worst_error(([x, tiny], []), ([x, 2 * tiny], [])) == 1.0

@@ -21,7 +21,7 @@ from estfx.tracing.exporting.captured_stdout import held_output
 from estfx.tracing.exporting.ignored_numbers import without_unread
 from estfx.tracing.exporting.layer_state import Watch
 from estfx.tracing.exporting.transformers_code import exportable_experts, loops_over_experts, reversible_patches
-from estfx.tracing.held_state import HeldState
+from estfx.tracing.held_state import HeldState, held_tensors_as_before
 from estfx.tracing.layer_call import LayerCall
 from estfx.tracing.layer_calls import outcome
 from estfx.tracing.places import Place
@@ -121,7 +121,11 @@ def _exported(
     bound = _Bound(call.module, leaves, spec, call.written, most)
     with _training(call.module), exportable_experts(call.module), reversible_patches(), kept_functions():
         try:
-            with torch.enable_grad(), held_output():  # torch prints the graph so far, beside what it raises
+            with (
+                held_tensors_as_before(call.module),
+                torch.enable_grad(),
+                held_output(),
+            ):  # torch prints the graph so far, beside what it raises
                 exported = torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
         except (_Unrolled, TraceError):
             raise
