@@ -12,6 +12,7 @@ from estfx.errors import EstfxError
 from estfx.report import Report
 from estfx.runtime import Runtime, Selection, deferred_logits, fused, warm_up, watch, zero_joining
 from estfx.schedules import Schedule, Stage, Subnetwork
+from estfx.stand_ins import stand_in_for
 from estfx.tracing import ATTRIBUTE, asks_for_cache, without_cache
 
 __all__ = ["EvolvingModel", "evolving_class", "original_class"]
@@ -122,15 +123,28 @@ def evolving_class(cls: type[nn.Module]) -> type[nn.Module]:
                 logits = deferred_logits(self) if fuses else nullcontext()
                 with runtime.one_forward(discards_caches=not asks_for_cache(args, kwargs)), logits:
                     return cls.__call__(self, *args, **kwargs)
+            if not self.training and not runtime.idle:
+                _warn_of_eval_mode(self, runtime)
             return cls.__call__(self, *args, **kwargs)
 
-        body = {"__call__": __call__, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        body: dict[str, Any] = {"__call__": __call__}
         if isinstance(own_loss := getattr(cls, "loss_function", None), property):
             body["loss_function"] = _compiled_in_training(own_loss)
-        made = type(cls.__name__, (EvolvingModel, cls), body)
-        made.__qualname__ = cls.__qualname__
-        _classes[cls] = made
+        _classes[cls] = stand_in_for(cls, body, EvolvingModel)
     return _classes[cls]
+
+
+def _warn_of_eval_mode(model: nn.Module, runtime: Runtime) -> None:
+    """Once, if it looks as if the model were to be trained, by the first step of which that is so."""
+    if runtime.step is None or runtime.step == runtime.step_in_eval_mode or not torch.is_grad_enabled():
+        return
+    runtime.step_in_eval_mode = runtime.step
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        runtime.warn_once(
+            "set_step was called, and then a forward pass with gradients in eval mode, in which the whole model runs: "
+            "nothing is saved. Call model.train() before training (from_pretrained gives a model in eval mode), or "
+            "evaluate under torch.no_grad()."
+        )
 
 
 def _compiled_in_training(loss: property) -> property:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from estfx.runtime.runtime import Runtime
+from estfx.stand_ins import stand_in_for
 
 __all__ = ["changed_outside", "mount_outside", "unmount_outside"]
 
@@ -44,10 +45,7 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
             here: _Outside = self.__dict__[ATTRIBUTE]
             return here.run(self, args, kwargs)
 
-        body = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
-        made = type(cls.__name__, (cls,), body)
-        made.__qualname__ = cls.__qualname__
-        _classes[cls] = made
+        _classes[cls] = stand_in_for(cls, {"forward": forward})
     return _classes[cls]
 
 

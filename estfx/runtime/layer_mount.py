@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,9 @@ from torch.utils import _pytree as pytree
 
 from estfx.errors import EstfxError
 from estfx.programs import Kind, resolve
+from estfx.runtime.output_recorders import tell_recorders
 from estfx.runtime.runtime import Runtime
+from estfx.stand_ins import stand_in_for
 from estfx.tracing import (
     ATTRIBUTE,
     Changes,
@@ -62,7 +64,9 @@ class Mount:
     runtime: Runtime
     original_class: type[nn.Module]
     idle: bool = False  # while the layer itself is being looked at
+    own_forward: Callable[..., Any] | None = None  # that the layer itself had, and not its class
     entered: Call | None = None  # the call at work
+    came_in: bool = False  # whether the last call has come to what was mounted
     changed: Changes = frozenset()  # in the layer, since it was transformed
     _first: Snapshot | None = None
     _last: Snapshot | None = None
@@ -71,6 +75,7 @@ class Mount:
         """For a copy of the layer, of which the snapshots say nothing; they are taken when it is looked at."""
         twin = Mount(self.path, self.calls, copy.deepcopy(self.runtime, memo), self.original_class, self.idle)
         twin.changed, twin._first = self.changed, self._first
+        twin.own_forward = copy.deepcopy(self.own_forward, memo)
         return twin
 
     def look(self, layer: nn.Module) -> None:
@@ -88,7 +93,17 @@ class Mount:
         return prefixes(place for call in self.calls for place in call.kind.first.traced.written)
 
     def original(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.own_forward is not None:
+            return self.own_forward(*args, **kwargs)
         return self.original_class.forward(layer, *args, **kwargs)
+
+    def refuse_another_forward(self) -> None:
+        """Raises EstfxError for a layer whose call did not come to what was mounted."""
+        raise EstfxError(
+            f"layer `{self.path}` was given another `forward` after transform, which does not call the one that was "
+            "there: all of the layer ran, although a part of it was drawn. Call estfx.restore(model), set the forward, "
+            "and transform the model then."
+        )
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -146,7 +161,7 @@ class Mount:
         if not all(map(is_plain, leaves)):
             self.runtime.warn_once(
                 "a layer was called with a KV cache or another object while training; it ran whole, uncompiled and "
-                "as it is. Pass use_cache=False."
+                "as it is, so that nothing was saved. Pass use_cache=False."
             )
             return self.original(layer, *args, **kwargs)
         known = self._weights(call, layer)
@@ -204,7 +219,7 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
             here: Mount = self.__dict__[ATTRIBUTE]
             if not here.applies(self):
                 return cls.__call__(self, *args, **kwargs)
-            if here.runtime.discards_caches:
+            if here.runtime.discards_caches or not here.runtime.in_forward:  # a part of the model called by itself
                 args, kwargs = without_empty_caches(self, args, kwargs)
             if in_backward():
                 here.refuse_unknown_call(args, kwargs)
@@ -212,30 +227,33 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
             if here.skips(call):
                 passed = here.skip(call, args, kwargs)
                 if passed is not None:
+                    tell_recorders(self, args, passed)
                     return passed
-            before, here.entered = here.entered, call
+            before, here.entered, here.came_in = here.entered, call, False
             try:
-                return cls.__call__(self, *args, **kwargs)
+                result = cls.__call__(self, *args, **kwargs)
             finally:
                 here.entered = before
+            if not here.came_in:
+                here.refuse_another_forward()
+            return result
 
         @functools.wraps(cls.forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             here: Mount = self.__dict__[ATTRIBUTE]
+            here.came_in = True
             if not here.applies(self):
-                return cls.forward(self, *args, **kwargs)
+                return here.original(self, *args, **kwargs)
             call = here.entered or here.begin(args, kwargs, self)  # a recomputation may come in here, past __call__
             return here.run(call, self, args, kwargs)
 
-        body = {"__call__": __call__, "forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
-        made = type(cls.__name__, (cls,), body)
-        made.__qualname__ = cls.__qualname__
-        _mounted_classes[cls] = made
+        _mounted_classes[cls] = stand_in_for(cls, {"__call__": __call__, "forward": forward})
     return _mounted_classes[cls]
 
 
 def mount(layer: nn.Module, path: str, calls: Sequence[Call], runtime: Runtime) -> None:
-    here = Mount(path, tuple(calls), runtime, type(layer))
+    own_forward = layer.__dict__.pop("forward", None)  # one that was set on the instance hides that of any class
+    here = Mount(path, tuple(calls), runtime, type(layer), own_forward=own_forward)
     layer.__dict__[ATTRIBUTE] = here
     layer.__class__ = _mounted(type(layer))
     here.look(layer)
@@ -250,3 +268,5 @@ def is_mounted(layer: nn.Module) -> bool:
 def unmount(layer: nn.Module) -> None:
     here: Mount = layer.__dict__.pop(ATTRIBUTE)
     layer.__class__ = here.original_class
+    if here.own_forward is not None and "forward" not in layer.__dict__:
+        layer.__dict__["forward"] = here.own_forward

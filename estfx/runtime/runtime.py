@@ -47,6 +47,7 @@ class Runtime:
     stage_index: int = 0  # of the last step that was in force
     idle: bool = False  # while the model itself is being looked at
     discards_caches: bool = False  # layers run without a KV cache that the model itself made
+    step_in_eval_mode: int | None = None  # the last step of which a forward pass with gradients was made in eval mode
     _indices: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
     _in_forward: bool = False
@@ -192,6 +193,11 @@ class Runtime:
                 "step (with Trainer: callbacks=[EvolvingCallback()]), or model.eval() to run the whole model."
             )
         return self.state
+
+    @property
+    def in_forward(self) -> bool:
+        """Whether the model itself was called, and not a part of it."""
+        return self._in_forward
 
     @contextmanager
     def one_forward(self, discards_caches: bool = False) -> Iterator[None]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from estfx.stand_ins import stand_in_for
+
 __all__ = ["Reads", "all_attributes", "recorded_reads"]
 
 Reads = dict[str, dict[str, set[str]]]  # layer → path of a submodule in it → names
@@ -40,7 +42,7 @@ def recorded_reads(layers: Mapping[str, nn.Module]) -> Iterator[Reads]:
                     sink.add(name)
             return lookup(self, name)
 
-        return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__})
+        return stand_in_for(cls, {"__getattribute__": __getattribute__})
 
     for name, layer in layers.items():
         for path, module in layer.named_modules():
