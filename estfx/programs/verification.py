@@ -3,6 +3,7 @@
 1. The whole layer's graph gives what the layer gives, values and gradients.
 2. A narrowed graph gives, in float64, what the whole gives with its closing contractions masked at the dropped units
    and scaled by total / kept. Statistics over a narrowed dimension are taken over its kept part.
+3. If all units of an axis are alike, a part of them, scaled, gives what the whole gives (`equal_units`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from estfx.axes import RESIZERS, Resize, entry
 from estfx.errors import TraceError, VerifyError
 from estfx.graphs import Axis, Dim, Sum, arguments, clone, has_tensor, promoted, run_passes, tags
 from estfx.passes import specialisation
+from estfx.programs.equal_units import differing_factor
 from estfx.programs.program import Variant, resolve
 from estfx.tracing import HeldState, LayerCall, flatten, outcome, run_quietly
 
@@ -51,8 +53,17 @@ def verify_kind(variant: Variant, call: LayerCall) -> list[str]:
         if len(kept) == len(roles):  # each is right alone, and together they are not
             notes.append(f"{', '.join(r.name for r in roles)} stay whole: narrowing them together failed ({failure})")
             kept = []
-        variant.roles = replace(variant.roles, found=tuple(kept))
-        tags.put(variant.traced.graph, variant.roles)
+        roles = kept
+    if variant.scales:
+        for role in list(roles):
+            if (error := differing_factor(variant, role.axis, *inputs)) > MASKED_TOLERANCE:
+                roles.remove(role)
+                notes.append(
+                    f"{role.name} ({role.axis.size}) stay whole: with all of them alike, a part gives something else "
+                    f"than the whole (relative error {error:.1e}), as where the layer itself divides by what is kept"
+                )
+    variant.roles = replace(variant.roles, found=tuple(roles))
+    tags.put(variant.traced.graph, variant.roles)
     return notes
 
 

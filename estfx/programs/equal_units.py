@@ -1,0 +1,74 @@
+"""The oracle of equal units: if all units of an axis are alike, a part of them, scaled, gives what the whole gives.
+
+The masked whole cannot tell a factor that is counted twice, since it is masked by the same factor. Soft experts are
+such a case: their router divides by the sum over the kept experts, and total / kept would be multiplied besides.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Node
+
+from estfx.graphs import Axis, clone, promoted, run_passes, tags
+from estfx.passes import specialisation
+from estfx.programs.program import Variant
+
+__all__ = ["differing_factor"]
+
+# what makes numbers that differ from unit to unit
+UNLIKE = ("arange", "linspace", "logspace", "eye", "rand", "normal", "bernoulli", "tril_indices", "triu_indices")
+Tensors = list[torch.Tensor]
+
+
+def differing_factor(variant: Variant, axis: Axis, inputs: Tensors, weights: Tensors) -> float:
+    """By how much, relative to the whole, the scaled part differs; 0 where units cannot be made alike.
+
+    `inputs` and `weights` are those of the variant's graph, in float64.
+    """
+    graph = clone(variant.traced.graph)
+    axes = tags.get(graph, tags.Axes)
+    if any(_differs_by_unit(node, axes, axis) for node in graph.graph.nodes):
+        return 0.0
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and isinstance(value := getattr(graph, str(node.target), None), torch.Tensor):
+            graph.register_buffer(str(node.target), _alike(value, axes.dims.get(node.name, ()), axis), persistent=False)
+    interface = tags.get(graph, tags.Interface)
+    names = [interface.stream, *interface.sides, *(name for name, _ in interface.weights)]
+    given = [_alike(x, axes.dims[n], axis) for x, n in zip([*inputs, *weights], names, strict=True)]
+    kept = max(1, axis.size // 2)
+    narrowed = promoted(run_passes(clone(graph), specialisation({axis: kept})))
+    units = {axis: np.arange(kept)}
+    indices = [
+        torch.from_numpy(gather.dim.flat_index(units)).to(given[0].device)
+        for gather in tags.get(narrowed, tags.Indices).gathers
+    ]
+    sides = given[: len(inputs)]
+    want = _first(promoted(graph), given)
+    got = _first(narrowed, [*sides, *indices, *given[len(inputs) :]])
+    return float((want - got).abs().max() / want.abs().max().clamp(min=1e-300))
+
+
+def _first(graph: GraphModule, given: Tensors) -> torch.Tensor:
+    """The stream that a graph gives, less the one that it is given, which says nothing of its branches."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        result: torch.Tensor = graph(given[0].clone(), *given[1:])[0]
+    return result - given[0] if result.shape == given[0].shape else result
+
+
+def _differs_by_unit(node: Node, axes: tags.Axes, axis: Axis) -> bool:
+    """Whether a node makes other numbers for each unit, whatever the weights are."""
+    if node.op != "call_function" or not any(axis in dim.axes() for dim in axes.dims.get(node.name, ())):
+        return False
+    return str(node.target).removeprefix("aten.").startswith(UNLIKE)
+
+
+def _alike(value: torch.Tensor, dims: tuple[object, ...], axis: Axis) -> torch.Tensor:
+    """The tensor, with what belongs to the first unit in the place of all."""
+    first = {axis: np.zeros(axis.size, dtype=np.int64)}
+    for position, dim in enumerate(dims):
+        if axis in dim.axes():  # type: ignore[attr-defined]
+            index = torch.from_numpy(dim.flat_index(first))  # type: ignore[attr-defined]
+            value = value.index_select(position, index.to(value.device))
+    return value

@@ -1,0 +1,73 @@
+"""If all units are alike, a part of them, scaled, is the whole: it finds factors that are counted twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hand_written import HIDDEN
+from tiny_decoders import DECODERS, build
+from torch import nn
+from torch.nn import functional as F
+
+import estfx
+from estfx.graphs import tags
+from estfx.programs import Variant, analysed, resolve
+from estfx.programs.equal_units import differing_factor
+from estfx.tracing import LayerCall, flatten, trace
+
+EXPERTS, INNER = 6, 14
+
+
+class SoftExperts(nn.Module):
+    """Every token goes through all experts, weighted by a router whose weights add up to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(HIDDEN, EXPERTS)
+        self.up = nn.Parameter(torch.randn(EXPERTS, HIDDEN, INNER) / HIDDEN**0.5)
+        self.down = nn.Parameter(torch.randn(EXPERTS, INNER, HIDDEN) / INNER**0.5)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        share = self.router(x_BTD).softmax(-1)
+        inner = F.gelu(torch.einsum("btd,edn->bten", x_BTD, self.up))
+        return x_BTD + torch.einsum("bten,end,bte->btd", inner, self.down, share)
+
+
+class Chain(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        return x_BTD.square().mean()
+
+
+def in_double(variant: Variant, call: LayerCall) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    leaves, _ = flatten(call.args, call.kwargs)
+    paths = [path for _, path in tags.get(variant.traced.graph, tags.Interface).weights]
+    inputs = [leaves[i] for i in variant.traced.input_leaves]
+    weights = [resolve(call.module, path) for path in paths]
+    double = [[x.detach().double() if x.is_floating_point() else x for x in xs] for xs in (inputs, weights)]
+    return double[0], double[1]
+
+
+def test_experts_whose_router_divides_by_what_is_kept_are_not_narrowed() -> None:
+    model = Chain(SoftExperts(), SoftExperts())
+    estfx.transform(model, estfx.Schedule.est(30), example_inputs=(torch.randn(2, 5, HIDDEN),), compile=False)
+    report: estfx.Report = model.report  # type: ignore[assignment]
+    for layer in report.layers:
+        assert [axis.size for axis in layer.axes] == [INNER]
+        assert any("(6) stay whole" in note and "divides by what is kept" in note for note in layer.notes)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_all_axes_of_decoders_pass(name: str) -> None:
+    decoder = trace(build(name))
+    for info in decoder.infos.values():
+        variant = analysed(decoder.traced[info.program])
+        assert variant.roles.found
+        for role in variant.roles.found:
+            assert differing_factor(variant, role.axis, *in_double(variant, info.call)) < 1e-12
+        break
