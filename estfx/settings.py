@@ -1,6 +1,7 @@
 """Settings that come from YAML: frozen, unknown keys refused, and every fault told as one plain sentence."""
 
 import difflib
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from estfx.errors import EstfxError
 
-__all__ = ["Settings", "SettingsError", "nearest", "parse_yaml"]
+__all__ = ["Settings", "SettingsError", "nearest", "parse_json", "parse_yaml"]
+
+LONGEST, DEEPEST, MOST = 2_000_000, 50, 100_000  # characters, levels and values of a file
 
 
 class SettingsError(EstfxError, ValueError):
@@ -84,8 +87,45 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """Reads one YAML value, safely."""
-    return yaml.load(text, Loader=_Loader)
+    """Reads one YAML value, safely: it makes plain values alone, and not more of them than a person would write.
+
+    Raises yaml.YAMLError for what is no YAML, is too long, too deep or repeats itself by aliases, or for a number or a
+    date that cannot be.
+    """
+    if len(text) > LONGEST:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, and settings have at most {LONGEST:,}")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (ValueError, OverflowError) as fault:  # of a number of thousands of digits, or of a 31st of June
+        raise yaml.YAMLError(str(fault).partition(";")[0]) from None
+    except RecursionError:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep") from None
+    _check_size(value)
+    return value
+
+
+def _check_size(value: Any) -> None:
+    """Counts what aliases stand for each time that they stand for it."""
+    todo, seen = [(value, 1)], 0
+    while todo:
+        each, depth = todo.pop()
+        seen += 1
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep, or holds itself")
+        if seen > MOST:
+            raise yaml.YAMLError(f"it holds more than {MOST:,} values, aliases counted each time")
+        if isinstance(each, dict):
+            todo.extend((x, depth + 1) for pair in each.items() for x in pair)
+        elif isinstance(each, (list, tuple, set)):
+            todo.extend((x, depth + 1) for x in each)
+
+
+def parse_json(text: str) -> Any:
+    """Reads one JSON value. Raises ValueError for what is none, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply to be read") from None
 
 
 def nearest(name: str, known: Collection[str]) -> str:

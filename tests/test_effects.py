@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import estfx
 from estfx.schedules import Schedule, Stage
-from estfx.tracing.reachable import reached
+from estfx.tracing.effects import reached
 
 WHOLE = Schedule(stages=[Stage(start=0)])
 HALF = Schedule(stages=[Stage(start=0, neurons=0.5), Stage(start=10)])

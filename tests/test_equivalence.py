@@ -37,7 +37,7 @@ def loss_and_gradients(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tenso
 @pytest.mark.parametrize(
     "dtype",
     [
-        pytest.param(torch.float32, id="float32"),
+        pytest.param(torch.float32, id="float32", marks=pytest.mark.sweep("name", days=2)),
         pytest.param(torch.float64, id="float64", marks=pytest.mark.sweep("name")),
     ],
 )
@@ -57,6 +57,7 @@ def test_whole_programs_are_the_original_to_the_bit(name: str, dtype: torch.dtyp
 # -- a subnetwork is the masked whole ------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep("name", days=3)
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_subnetwork_is_the_masked_whole(name: str) -> None:
     model = build(name).double()

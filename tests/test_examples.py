@@ -24,6 +24,7 @@ ABORTED_AT_EXIT = "terminate called without an active exception"
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # which PEFT asks for
+@pytest.mark.sweep("script", days=2)
 @pytest.mark.parametrize(("script", "printed"), PRINTED.items())
 def test_a_script_runs(script, printed, capsys):
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")

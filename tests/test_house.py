@@ -158,6 +158,7 @@ def test_a_method_that_was_public_names_the_new_door() -> None:
 LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 
 
+@pytest.mark.sweep("code", days=2)
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [

@@ -1,7 +1,12 @@
+import re
+import time
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
 from estfx.errors import EstfxError
-from estfx.settings import Settings, SettingsError, nearest, parse_yaml
+from estfx.settings import Settings, SettingsError, nearest, parse_json, parse_yaml
 
 
 class Inner(Settings):
@@ -77,3 +82,37 @@ def test_numbers_with_an_exponent_are_numbers(text, value):
 def test_nearest_lists_what_there_is_when_nothing_is_near():
     assert nearest("zzz", ["heads", "neurons"]) == "known are heads, neurons."
     assert "100 known" in nearest("zzz", [f"name_{i}" for i in range(100)])
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "it holds more than 100,000 values, aliases counted each time"),
+        ("a: &a [*a]", "it is nested more than 50 levels deep, or holds itself"),
+        ("[" * 60 + "]" * 60, "it is nested more than 50 levels deep"),
+        ("[" * 100_000, "it is nested more than 50 levels deep"),
+        ("a: " + "9" * 5000, "Exceeds the limit"),
+        ("a: 2026-06-31", "day is out of range"),
+        ("a: " + "x" * 2_000_001, "it has 2,000,004 characters, and settings have at most 2,000,000"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ],
+)
+def test_no_yaml_ends_in_anything_but_a_sentence(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(SettingsError, match=re.escape(said)) as caught:
+        Settings.from_yaml(tmp_path / "run.yaml")
+    assert time.monotonic() - start < 10
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "{"])
+def test_no_json_either(text: str) -> None:
+    with pytest.raises(ValueError, match=r"nested too deeply|Exceeds the limit|Expecting"):
+        parse_json(text)

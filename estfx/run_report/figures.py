@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from estfx.run_report.contents import Contents, RunContents
 from estfx.run_report.curves import AXES, Floats
 from estfx.run_report.trained_units import RoleMap, TrainedUnits
 
-__all__ = ["COLOURS", "TITLES", "figures_of", "style"]
+__all__ = ["COLOURS", "TITLES", "figures_of", "style", "word"]
 
 TEXT, MUTED, GRID, GROUND, SHADE = "#1f2329", "#59626d", "#d6dbe1", "#fdfdfe", "#e1e8f2"
 RUNS = ("#0b62b8", "#b8460b", "#0f7a56", "#7d3fd6", "#a5226d", "#6b6200")
@@ -76,7 +77,12 @@ def figures_of(contents: Contents, legend: bool) -> Iterator[tuple[str, Figure]]
         if each.trained is not None and not each.trained.everything:
             yield f"trained-{number}-layers", _layers_map(each.trained)
             for role in each.trained.roles:
-                yield f"trained-{number}-{role.role}", _role_map(role)
+                yield f"trained-{number}-{word(role.role)}", _role_map(role)
+
+
+def word(text: str) -> str:
+    """A text of a run folder as a part of a name for files and for elements of a page: letters, digits and `_`."""
+    return re.sub(r"\W+", "_", text, flags=re.ASCII)[:60] or "_"
 
 
 def _losses(runs: Sequence[RunContents], axis: str, legend: bool) -> Figure:

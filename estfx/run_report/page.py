@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from estfx.run_report.contents import Contents, RunContents
 from estfx.run_report.curves import AXES
-from estfx.run_report.figures import COLOURS, TITLES, figures_of, style
+from estfx.run_report.figures import COLOURS, TITLES, figures_of, style, word
 from estfx.run_report.svg import inline
 from estfx.run_report.trained_units import COLUMNS, RoleMap
 from estfx.training import LEFT_OUT
@@ -69,6 +69,7 @@ def page(contents: Contents) -> str:
         compilations=_compilations,
         column_of_steps=_column_of_steps,
         what=_what,
+        word=word,
     )
 
 
@@ -128,10 +129,10 @@ def _column_of_steps(each: RunContents) -> str:
 
 
 def _what(role: RoleMap) -> str:
-    word = role.role.replace("_", " ")
+    units = role.role.replace("_", " ")
     sizes = f"{role.sizes[0]:,}" if len(set(role.sizes)) == 1 else f"{min(role.sizes):,} to {max(role.sizes):,}"
-    groups = " (groups of them where several share keys and values)" if word == "heads" else ""
-    each = f"Each row is a layer with {sizes} {word}{groups}"
+    groups = " (groups of them where several share keys and values)" if units == "heads" else ""
+    each = f"Each row is a layer with {sizes} {units}{groups}"
     if len(set(role.sizes)) > 1:
         return f"{each}, stretched to one width; each column is a place in it."
     if role.sizes[0] > COLUMNS:

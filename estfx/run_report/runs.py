@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from estfx.errors import EstfxError
 from estfx.schedules import Schedule
-from estfx.settings import SettingsError, parse_yaml
+from estfx.settings import SettingsError, parse_json, parse_yaml
 
 __all__ = ["Run", "Steps", "read_runs"]
 
@@ -102,10 +101,10 @@ def _read_run(path: Path, label: str) -> Run:
         raise SettingsError(f"{path} holds a run without metrics: no step of it stands in {METRICS} yet.")
     steps = _steps([by_step[step] for step in sorted(by_step)])
     held_out = {line["step"]: float(line["held_out_loss"]) for line in lines if line["kind"] == "eval"}
-    made_with = _mapping(path / "made_with.json", json.loads, [])
+    made_with = _mapping(path / "made_with.json", parse_json, [])
     config = _mapping(path / CONFIG, parse_yaml, notes)
     schedule = _schedule(made_with, config)
-    summary = _mapping(path / "summary.json", json.loads, [])
+    summary = _mapping(path / "summary.json", parse_json, [])
     if summary is None:
         planned = "" if schedule is None or schedule.total_steps is None else f" of {schedule.total_steps}"
         notes.append(
@@ -120,7 +119,7 @@ def _read_run(path: Path, label: str) -> Run:
         summary=summary,
         config=config,
         config_text=(path / CONFIG).read_text(encoding="utf-8", errors="replace") if config is not None else None,
-        environment=_mapping(path / "environment.json", json.loads, notes),
+        environment=_mapping(path / "environment.json", parse_json, notes),
         made_with=made_with,
         schedule=schedule,
         notes=tuple(notes),
@@ -136,7 +135,7 @@ def _metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     good, bad = [], []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError:
             values = None
         if _is_metric(values):

@@ -13,13 +13,15 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from estfx.runtime.follower import StepState
 from estfx.runtime.layer_mount import Mount
 from estfx.runtime.runtime import Runtime
 from estfx.tracing import (
@@ -37,6 +39,7 @@ __all__ = ["Observations", "difference_from", "guilty_layers", "observed", "obse
 RUNS = 2
 ROUNDING = 1e-3  # of a projection, relative to the length of what is projected, where graphs round otherwise
 CHUNK = 1 << 22  # numbers of a large tensor that are looked at together
+ROWS = 64  # in which each piece is summed
 SMALL = 1 << 16  # up to so many numbers, a copy is kept
 
 
@@ -86,8 +89,24 @@ def observed(model: nn.Module, example_inputs: object, runs: int = RUNS) -> Obse
 
 def observed_whole(model: nn.Module, runtime: Runtime, example_inputs: object, runs: int = RUNS) -> Observations:
     """What the transformed model gives with everything kept, uncompiled."""
-    with runtime.everything_kept():
+    with _everything_kept(runtime):
         return observed(model, example_inputs, runs)
+
+
+@contextmanager
+def _everything_kept(runtime: Runtime) -> Iterator[None]:
+    """Within it the model trains whole, by uncompiled graphs, with its own loss."""
+    step, layers, fuses_loss = runtime.in_force(), runtime.layers, runtime.fuses_loss
+    whole = {name: {role: np.arange(n) for role, n in layer.sizes.items()} for name, layer in layers.drawn.items()}
+    running = dict.fromkeys(layers.kinds, True)
+    state = StepState(0, 0, runtime.schedule.stages[0], running, whole, layers.counts(whole))
+    runtime.layers, runtime.fuses_loss = replace(layers, compiler=None), False
+    runtime.put_in_force((state, 0, {}, None))
+    try:
+        yield
+    finally:
+        runtime.put_in_force(step)
+        runtime.layers, runtime.fuses_loss = layers, fuses_loss
 
 
 def guilty_layers(
@@ -140,7 +159,8 @@ def _error(one: torch.Tensor, other: torch.Tensor) -> float:
     """Relative to the longer of the two; infinite for other shapes or for NaN on one side alone."""
     if one.shape != other.shape or not torch.equal(one.isnan(), other.isnan()):
         return math.inf
-    first, second = (x.nan_to_num().double() for x in (one, other))
+    first, second = (torch.view_as_real(x) if x.is_complex() else x.nan_to_num() for x in (one, other))
+    first, second = first.double(), second.double()
     return float((first - second).norm() / torch.maximum(first.norm(), second.norm()).clamp(min=1e-300))
 
 
@@ -233,19 +253,20 @@ def kept(value: torch.Tensor) -> torch.Tensor | Fingerprint:
 
 
 def _fingerprint(value: torch.Tensor) -> Fingerprint:
-    """In pieces, so that little memory is needed beside the tensor."""
+    """Sums of its pieces, of as many bits at once as an integer has, and of its numbers: quick, with little memory."""
     flat = value.detach().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
     bits, projection, squares = 0, 0.0, 0.0
-    for piece in flat.split(CHUNK) if flat.numel() else ():
-        steps = torch.arange(piece.numel(), device=piece.device)
+    for number, piece in enumerate(flat.split(CHUNK)):
+        if missing := -len(piece) % (8 * ROWS):
+            piece = torch.nn.functional.pad(piece, (0, missing))
+        piece = piece + 0.0 if piece.is_floating_point() else piece  # a zero has one sign
+        rows = piece.view(ROWS, -1)
+        for each in rows.view(torch.int64).sum(1).tolist():
+            bits = (bits * 1_000_003 + each) % (1 << 64)
         if piece.is_floating_point():
-            raw = (piece + 0.0).view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[piece.itemsize])
-            exact = piece.double()
-            projection += float((exact * torch.cos(steps * 0.7 + 0.3)).sum())
-            squares += float((exact * exact).sum())
-        else:
-            raw = piece
-        bits = (bits * 1_000_003 + int((raw.long() * (2 * steps + 1)).sum())) % (1 << 64)
-    return Fingerprint(tuple(value.shape), bits, projection, math.sqrt(squares) if squares == squares else math.nan)
+            sums = rows.sum(1, dtype=torch.promote_types(torch.float32, piece.dtype)).double()
+            projection += float((sums * direction(sums)).sum()) * math.cos(number)
+            squares += float(torch.linalg.vector_norm(piece.float() if piece.itemsize < 4 else piece)) ** 2
+    return Fingerprint(tuple(value.shape), bits, projection, math.sqrt(squares))

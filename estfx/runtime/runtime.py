@@ -145,31 +145,13 @@ class Runtime:
         self.state = replace(state, running=running, drawn=drawn, counts=self.layers.counts(drawn), update_scale=1.0)
         self._indices = {}
 
-    @contextmanager
-    def everything_kept(self) -> Iterator[None]:
-        """Within it the model trains whole, by uncompiled graphs, with its own loss."""
-        before = self.in_force(), self.layers, self.fuses_loss, self._forward_step
-        whole = {
-            name: {role: np.arange(size) for role, size in layer.sizes.items()}
-            for name, layer in self.layers.drawn.items()
-        }
-        self.layers, self.fuses_loss = replace(self.layers, compiler=None), False
-        running = dict.fromkeys(self.layers.kinds, True)
-        self.state = StepState(0, 0, self.schedule.stages[0], running, whole, self.layers.counts(whole))
-        self._indices = {}
-        try:
-            yield
-        finally:
-            self.put_in_force(before[0])
-            self.layers, self.fuses_loss, self._forward_step = before[1:]
-
     def in_force(self) -> tuple[Any, ...]:
         """The step and what was drawn for it, to be put in force again."""
-        return self.state, self.stage_index, self._indices
+        return self.state, self.stage_index, self._indices, self._forward_step
 
     def put_in_force(self, before: tuple[Any, ...]) -> None:
         """Puts in force what `in_force` gave."""
-        self.state, self.stage_index, self._indices = before
+        self.state, self.stage_index, self._indices, self._forward_step = before
 
     def before_optimizer(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Tells the followers that an optimizer is about to make a step."""

@@ -6,8 +6,8 @@ In goes a decoder with example inputs; out comes a `Decoder`: its layers in the 
 from estfx.tracing.call_signature import Signature, call_key, flatten, is_plain, signature_of
 from estfx.tracing.capture import call_arguments, run_quietly, sized_inputs, values_on_meta, without_cache
 from estfx.tracing.decoder import ATTRIBUTE, Decoder, trace
+from estfx.tracing.effects import HeldState, Place, held_at, prefixes
 from estfx.tracing.exporting import TracedLayer, loops_over_experts, trace_call
-from estfx.tracing.held_state import HeldState
 from estfx.tracing.kind_key import canonical
 from estfx.tracing.kv_caches import asks_for_cache, without_empty_caches
 from estfx.tracing.layer_call import LayerCall
@@ -17,7 +17,6 @@ from estfx.tracing.layer_ranges import listed
 from estfx.tracing.layer_structure import Changes, Snapshot, changed_places, changes
 from estfx.tracing.meta_run import NumbersHaveValues
 from estfx.tracing.opened_types import open_dataclasses
-from estfx.tracing.places import Place, held_at, prefixes
 from estfx.tracing.unsharded_layers import left_sharded, unsharded
 
 __all__ = [

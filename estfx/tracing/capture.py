@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from estfx.errors import TraceError, UnsupportedModelError
 from estfx.tracing.attribute_reads import Reads, all_attributes, recorded_reads
 from estfx.tracing.call_signature import flatten
+from estfx.tracing.effects import HeldState, held_tensors_as_before
 from estfx.tracing.find_layers import WAYS, Way, layer_calls
-from estfx.tracing.held_state import HeldState, held_tensors_as_before
 from estfx.tracing.kv_caches import asks_for_cache
 from estfx.tracing.layer_call import LayerCall
 from estfx.tracing.layer_calls import Recording, assume_all_is_read, compiled_parts, recorded_calls

@@ -13,9 +13,9 @@ from torch import nn
 
 from estfx.graphs import has_tensor, tags
 from estfx.tracing.call_signature import constant_key, flatten
+from estfx.tracing.effects import tensors_held
 from estfx.tracing.exporting.layer_graph import TracedLayer
 from estfx.tracing.layer_call import LayerCall
-from estfx.tracing.reachable import tensors_held
 
 __all__ = ["canonical", "differing_attributes", "kind_key"]
 

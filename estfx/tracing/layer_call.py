@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from estfx.tracing.places import Place
+from estfx.tracing.effects import Place
 
 __all__ = ["LayerCall"]
 

@@ -14,11 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from estfx.tracing.call_signature import flatten
-from estfx.tracing.held_state import Change, HeldState
+from estfx.tracing.effects import Change, HeldState, Place
 from estfx.tracing.kv_caches import without_empty_caches
 from estfx.tracing.layer_call import LayerCall
 from estfx.tracing.opened_types import open_dataclasses, open_mappings
-from estfx.tracing.places import Place
 
 __all__ = [
     "ASKING",

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from estfx.errors import EstfxError
+from estfx.settings import parse_json
 
 __all__ = ["CheckpointError", "checked", "finish", "latest", "load_state", "save_state", "step_of", "steps_of", "tidy"]
 
@@ -97,7 +98,7 @@ def save_state(state: Mapping[str, Any], folder: Path, name: str) -> None:
 def load_state(folder: Path, name: str) -> dict[str, Any]:
     """Reads what `save_state` wrote."""
     tensors = load_file(folder / f"{name}.safetensors")
-    plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    plain = parse_json((folder / f"{name}.json").read_text(encoding="utf-8"))
     restored: dict[str, Any] = _with_tensors(plain, tensors)
     return restored
 
@@ -159,7 +160,7 @@ def checked(path: Path, ranks: int | None = 1) -> Path:
             raise CheckpointError(f"{file} is damaged ({error}). {_remedy(path)}") from None
     for file in path.glob("*.json"):
         try:
-            json.loads(file.read_text(encoding="utf-8"))
+            parse_json(file.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{file} is damaged ({error}). {_remedy(path)}") from None
     return path

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import glob
 import importlib
-import json
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from estfx.settings import SettingsError
+from estfx.settings import SettingsError, parse_json
 
 __all__ = ["STANDARD_LIBRARY", "documents"]
 
@@ -56,7 +55,7 @@ def _of_json_lines(path: Path, column: str) -> Iterator[bytes]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise SettingsError(f"{path}, line {number}: this is not JSON: {error}.") from None
             if not isinstance(row, dict) or not isinstance(row.get(column), str):

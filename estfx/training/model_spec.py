@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from estfx.errors import EstfxError
-from estfx.settings import SettingsError, nearest, parse_yaml
+from estfx.settings import SettingsError, nearest, parse_json, parse_yaml
 
 __all__ = ["BuiltModel", "build_model", "known_options", "merged_options", "model_types", "parse_options"]
 
@@ -133,7 +132,7 @@ def _from_config(name: str, config: PreTrainedConfig) -> nn.Module:
 
 def _folder_config(folder: Path, options: dict[str, Any]) -> PreTrainedConfig:
     try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stored = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"{folder} holds no config.json.") from None
     except (OSError, ValueError) as error:

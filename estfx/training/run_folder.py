@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from estfx.settings import Settings, SettingsError
+from estfx.settings import Settings, SettingsError, parse_json
 
 __all__ = ["RunFolder", "environment"]
 
@@ -65,7 +65,7 @@ class RunFolder:
         lines = []
         for line in self._lines.read_text(encoding="utf-8").splitlines():
             try:
-                lines.append(json.loads(line))
+                lines.append(parse_json(line))
             except ValueError:
                 break
         return lines

@@ -128,11 +128,33 @@ def test_a_file_that_is_no_dump_is_refused(text: str, said: str, tmp_path: Path)
         estfx.load_graphs(tmp_path / "none.json")
 
 
-def test_a_function_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    text = written("json").replace("aten::silu.default", "os:system").replace('"aten::silu', '"os:system')
-    (tmp_path / "graphs.json").write_text(text.replace("os:system", "somewhere.else:function"))
-    with pytest.raises(EstfxError, match="there is no function somewhere"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("os:system", "builtins:exec", "subprocess:run", "math:__loader__.load_module", "operator:methodcaller"),
+        *("operator:attrgetter", "torch:load", "torch:ops.load_library", "torch.utils.cpp_extension:load"),
+        *("estfx.graphs.pass_files:write_graph", "autograd:os:system", "autograd:subprocess:Popen"),
+        *("aten::from_file.default", "load_library::__globals__.get", "aten::__class__.__init__", "mine::attention.x"),
+    ],
+)
+def test_a_file_may_call_nothing_but_what_computes(name: str, tmp_path: Path) -> None:
+    text = written("json").replace("aten::silu.default", name)
+    assert name in text
+    (tmp_path / "graphs.json").write_text(text)
+    with pytest.raises(EstfxError, match=r"the file calls .*|there is no (operator|function)"):
         estfx.load_graphs(tmp_path / "graphs.json")
+
+
+def test_what_is_trusted_can_be_allowed(tmp_path: Path) -> None:
+    text = written("json").replace("aten::silu.default", "torch.nn.functional:silu")
+    (tmp_path / "graphs.json").write_text(text)
+    with pytest.raises(EstfxError, match=r"pass allowed=\['torch.nn.functional:silu'\]"):
+        estfx.load_graphs(tmp_path / "graphs.json")
+    (graph,) = estfx.load_graphs(tmp_path / "graphs.json", allowed=["torch.nn.functional:silu"]).values()
+    assert any(node.target is torch.nn.functional.silu for node in graph.graph.nodes)
+    (tmp_path / "graphs.json").write_text(text.replace("torch.nn.functional:silu", "somewhere.else:function"))
+    with pytest.raises(EstfxError, match="there is no function somewhere"):
+        estfx.load_graphs(tmp_path / "graphs.json", allowed=["somewhere.else:function"])
 
 
 def test_dot_and_svg() -> None:

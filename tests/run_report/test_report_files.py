@@ -234,3 +234,22 @@ def test_a_browser_opens_the_page_without_errors(both, tmp_path):
     dom, errors = console(both)
     assert errors == []
     assert "Which parts were trained how often" in dom
+
+
+@pytest.mark.parametrize("output", ["html", "svg"])
+def test_nothing_that_a_run_folder_says_leaves_its_place(output, evolving, tmp_path):
+    """Names of roles, layers and the folder reach texts, ids and names of files."""
+    hostile = 'x/../../out"><script>alert(1)</script>'
+    made_with = json.loads((evolving / "made_with.json").read_text())
+    assert '"heads"' in json.dumps(made_with["layers"])
+    made_with["layers"] = json.loads(json.dumps(made_with["layers"]).replace('"heads"', json.dumps(hostile)))
+    (evolving / "made_with.json").write_text(json.dumps(made_with))
+    before = {path for path in tmp_path.rglob("*") if "evolving" not in path.parts}
+    contents = contents_of(read_runs([evolving]))
+    out = tmp_path / "report" / ("page.html" if output == "html" else "figures")
+    write_report(contents, output, out)
+    written = {path for path in tmp_path.rglob("*") if "evolving" not in path.parts} - before
+    assert all(path == out or out in path.parents or path == out.parent for path in written)
+    for path in written:
+        if path.is_file():
+            assert "<script>alert" not in path.read_text()

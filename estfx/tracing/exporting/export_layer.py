@@ -17,14 +17,13 @@ from torch.utils import _pytree as pytree
 from estfx.errors import TraceError
 from estfx.graphs import is_model_code, kept_functions
 from estfx.tracing.call_signature import flatten
+from estfx.tracing.effects import HeldState, Place, held_tensors_as_before
 from estfx.tracing.exporting.captured_stdout import held_output
 from estfx.tracing.exporting.ignored_numbers import without_unread
 from estfx.tracing.exporting.layer_state import Watch
 from estfx.tracing.exporting.transformers_code import exportable_experts, loops_over_experts, reversible_patches
-from estfx.tracing.held_state import HeldState, held_tensors_as_before
 from estfx.tracing.layer_call import LayerCall
 from estfx.tracing.layer_calls import outcome
-from estfx.tracing.places import Place
 
 UNROLLED = 400  # calls of torch functions; of other layers, those with experts and latent attention make 250
 DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]

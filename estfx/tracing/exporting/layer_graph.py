@@ -19,11 +19,10 @@ from torch.utils import _pytree as pytree
 from estfx.errors import TraceError
 from estfx.graphs import has_tensor, inline_regions, replace_calls, tags
 from estfx.tracing.call_signature import flatten
+from estfx.tracing.effects import Place, put_values, tensors_held
 from estfx.tracing.exporting.export_layer import does_more, export_layer
 from estfx.tracing.exporting.layer_state import changed_buffers
 from estfx.tracing.layer_call import LayerCall
-from estfx.tracing.places import Place, put_values
-from estfx.tracing.reachable import tensors_held
 
 __all__ = ["TracedLayer", "trace_call"]
 

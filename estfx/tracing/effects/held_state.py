@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from estfx.tracing.places import LAYER, Place, Root, Step
-from estfx.tracing.reachable import OF_EVERY_MODULE, PLAIN, is_module, reached
+from estfx.tracing.effects.places import LAYER, Place, Root, Step
+from estfx.tracing.effects.reachable import OF_EVERY_MODULE, PLAIN, is_module, reached
 
 __all__ = ["Change", "HeldState", "held_tensors_as_before"]
 

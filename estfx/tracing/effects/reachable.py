@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from estfx.tracing.places import LAYER, Root, Step, in_words
+from estfx.tracing.effects.places import LAYER, Root, Step, in_words
 
 __all__ = ["OF_EVERY_MODULE", "PLAIN", "is_module", "reached", "tensors_held"]
 

@@ -1,0 +1,20 @@
+"""What a layer does beside returning a result: where it leaves values, and what it holds that is no parameter.
+
+In goes a layer with the arguments of a call; out comes what can be reached from them, and what the call has changed.
+"""
+
+from estfx.tracing.effects.held_state import Change, HeldState, held_tensors_as_before
+from estfx.tracing.effects.places import Place, held_at, prefixes, put_values
+from estfx.tracing.effects.reachable import reached, tensors_held
+
+__all__ = [
+    "Change",
+    "HeldState",
+    "Place",
+    "held_at",
+    "held_tensors_as_before",
+    "prefixes",
+    "put_values",
+    "reached",
+    "tensors_held",
+]

@@ -1,0 +1,198 @@
+"""The whole model as oracle: what tells two tensors apart, and what is found that no layer alone shows."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+from hand_written import HIDDEN, Mlp
+from tiny_decoders import build, tokens
+from torch import nn
+
+import estfx
+from estfx.programs import Variant
+from estfx.runtime.model_oracle import ROUNDING, SMALL, difference_from, kept, observed
+from estfx.schedules import Schedule, Stage
+
+WHOLE = Schedule(stages=[Stage(start=0)])
+HALF = Schedule(stages=[Stage(start=0, neurons=0.5), Stage(start=10)])
+KINDS = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+
+
+def compared(one: torch.Tensor, other: torch.Tensor, exact: bool) -> list[str]:
+    return difference_from([{"x": kept(one)}], [{"x": kept(other)}], exact=exact)
+
+
+@pytest.mark.parametrize("size", [7, SMALL + 9], ids=["copy", "fingerprint"])
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_a_bit_is_told(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(0)
+    value = torch.randn(size, 2).mul(3)
+    value = torch.view_as_complex(value) if dtype == torch.complex64 else value[:, 0]
+    value = value > 0 if dtype == torch.bool else value.to(dtype)
+    assert compared(value, value.clone(), exact=True) == []
+    for place in (0, size // 2, size - 1):
+        other = value.clone()
+        other[place] = ~other[place] if dtype == torch.bool else other[place] * 2 + 1
+        assert compared(value, other, exact=True)
+    other = value.clone()
+    if dtype in (torch.float32, torch.float64):
+        other[3] = torch.nextafter(value[3], torch.tensor(9.0, dtype=dtype))
+        assert compared(value, other, exact=True)
+        assert not compared(value, other, exact=False)
+
+
+@pytest.mark.parametrize("size", [7, SMALL + 9], ids=["copy", "fingerprint"])
+def test_rounding_is_forgiven_only_where_it_is_known(size: int) -> None:
+    value = torch.randn(size)
+    near, far = value * (1 + 1e-6), value * (1 + 3 * ROUNDING)
+    assert compared(value, near, exact=True)
+    assert compared(value, near, exact=False) == []
+    (said,) = compared(value, far, exact=False)
+    assert re.fullmatch(r"x of run 1 \(relative error( about)? \de-0\d\)", said)
+
+
+def test_zeros_of_either_sign_are_equal_and_shapes_are_not() -> None:
+    for size in (4, SMALL + 1):
+        assert compared(torch.zeros(size), -torch.zeros(size), exact=True) == []
+        (said,) = compared(torch.zeros(size), torch.zeros(size, 1), exact=False)
+        assert said == f"x of run 1 (shape [{size}, 1] instead of [{size}])"
+    assert difference_from([{"x": 1}, {}], [{}, {"y": 2}], exact=True) == ["x is missing in run 1", "y is new in run 2"]
+
+
+def test_nothing_of_an_observation_stays() -> None:
+    model = build("llama")
+    model(tokens(), labels=tokens()).loss.backward()
+    before = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters() if p.grad is not None}
+    state = torch.random.get_rng_state()
+    model.eval()
+    first, second = observed(model, None)
+    assert not model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, p in model.named_parameters():
+        assert p.grad is before[name][0]
+        assert torch.equal(p.grad, before[name][1])
+        assert f"the gradient of {name}" in first
+    assert "output['loss']" in first
+    assert first.keys() == second.keys()
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp()
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + self.mlp(x_BTD)
+
+
+class Alternates(Layer):
+    """Does another thing at every second call, which no trace shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden: Any = iter(())
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + self.mlp(x_BTD) * (2 if COUNT.next_is_odd() else 1)
+
+
+class _Count:
+    """What cannot be looked into."""
+
+    __slots__ = ("calls", "counts")
+
+    def __init__(self) -> None:
+        self.calls, self.counts = 0, False
+
+    def next_is_odd(self) -> bool:
+        self.calls += 1
+        return self.calls % 2 == 1
+
+    def is_second(self) -> int:
+        """Whether it is the second call of a forward; of one that is no part of a forward, never."""
+        self.calls += self.counts
+        return int(self.counts and self.calls == 2)
+
+
+COUNT = _Count()
+
+
+class Chain(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        COUNT.calls, COUNT.counts = 0, True
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        COUNT.counts = False
+        return x_BTD.square().mean()
+
+
+def stream() -> torch.Tensor:
+    return torch.randn(2, 5, HIDDEN, generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(model: nn.Module) -> torch.Tensor:
+    loss: torch.Tensor = model(stream())
+    return loss.detach()
+
+
+def test_a_layer_with_hidden_state_stays_whole_and_the_reason_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    original = Chain(Layer(), Alternates(), Alternates(), Layer())
+    twin = copy.deepcopy(original)
+    model: Any = estfx.transform(original, HALF, example_inputs=(stream(),), compile=False)
+    left = [layer for layer in model.report.layers if not layer.program]
+    assert [layer.name for layer in left] == ["layers.1", "layers.2"]
+    assert all("does not compute what the layer does" in layer.notes[0] for layer in left)
+    assert "layer `layers.1` runs as it is, always whole: the graph of layer" in caplog.text
+    model.set_step(10)
+    assert torch.equal(loss_of(model), loss_of(twin))
+
+
+class Wanders(Layer):
+    """Is told apart from a plain layer by the whole model alone: it counts the layers before it."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + self.mlp(x_BTD) * (1 + 0.5 * COUNT.is_second())
+
+
+def test_layers_that_are_wrong_together_alone_stay_whole(caplog: pytest.LogCaptureFixture) -> None:
+    original = Chain(Layer(), Wanders(), Wanders(), Layer())
+    twin = copy.deepcopy(original)
+    model: Any = estfx.transform(original, HALF, example_inputs=(stream(),), compile=False)
+    left = [layer for layer in model.report.layers if not layer.program]
+    assert {layer.name for layer in left} <= {"layers.1", "layers.2"}
+    assert left
+    assert "the model does not do what the original does: output of run 1" in left[0].notes[0]
+    assert "always whole: with its graph in place" in caplog.text
+    model.set_step(10)
+    assert torch.equal(loss_of(model), loss_of(twin))
+
+
+def test_a_wrong_program_is_found_although_each_layer_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If every layer is wrong in the model, and none is left, transform says so and leaves no trace."""
+    own = Variant.program
+
+    def wrong(self: Variant, *args: Any) -> Any:
+        made = own(self, *args)
+        return type(made)(made.graph, lambda *x: (made.call(*x)[0] * 1.5,), made.gathers, made.units, made.weights)
+
+    monkeypatch.setattr(Variant, "program", wrong)
+    model = Chain(Layer(), Layer())
+    with pytest.raises(estfx.VerifyError, match=r"`layers.0`: with its graph in place, .*relative error"):
+        estfx.transform(model, HALF, example_inputs=(stream(),), compile=False)
+    assert type(model) is Chain
+    assert all(type(layer) is Layer for layer in model.layers)
+
+
+def test_what_cannot_be_verified_is_told() -> None:
+    with torch.device("meta"):
+        model = build("gpt2")
+    estfx.transform(model, HALF, compile=False)
+    assert model.report.notes == ["the whole model was not verified: its weights are on the meta device"]
