@@ -33,14 +33,21 @@ class EvolvingModel:
         Raises ScheduleError if the step is negative or no integer; with several processes of torch.distributed,
         EstfxError on all of them if they do not agree (see `check_ranks_every` of `transform`).
         """
-        for path in self._runtime.layers.module_paths:
-            layer: Any = self.get_submodule(path)  # type: ignore[attr-defined]
-            layer.__dict__[ATTRIBUTE].look(layer)
+        self._look()
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
         runtime, model = self._runtime, cast("nn.Module", self)
         if any(follower.watches_optimizers for follower in runtime.followers):
             watch(model)
         runtime.set_step(step, device, model)
+
+    def _look(self) -> None:
+        """Notices what was changed in the layers, and in what they read around them, since they were traced."""
+        model = cast("nn.Module", self)
+        layers: list[Any] = [model.get_submodule(path) for path in self._runtime.layers.module_paths]
+        stand = [layer.__dict__[ATTRIBUTE].stands() for layer in layers]
+        around = self._runtime.look_around(model, anew=not all(stand))
+        for layer in layers:
+            layer.__dict__[ATTRIBUTE].look(layer, around)
 
     def warmup(self, *args: Any, **kwargs: Any) -> None:
         """Compiles what every stage of the schedule runs, on a batch such as will be trained on; trains nothing.

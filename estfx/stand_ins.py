@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["stand_in_for"]
+__all__ = ["original_of", "stand_in_for"]
 
 
 class _Unannounced:
@@ -22,3 +22,10 @@ def stand_in_for(cls: type[Any], body: Mapping[str, Any], *mixins: type[Any]) ->
     made: type[Any] = metaclass(cls.__name__, (_Unannounced, *mixins, cls), whole)
     made.__qualname__ = cls.__qualname__
     return made
+
+
+def original_of(cls: type[Any]) -> type[Any]:
+    """The class that a stand-in stands for; any other class itself."""
+    while _Unannounced in cls.__bases__:
+        cls = cls.__bases__[-1]
+    return cls

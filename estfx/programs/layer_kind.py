@@ -137,7 +137,8 @@ class Kind:
                 for note in self.verify(made, call):
                     log.info("%s: %s", self.name, note)
             self._same_roles(made, structure)
-        self._add(replace(signature_in(made, call), structure=structure), made, made.traced.unread)
+        unread, made = made.traced.unread, self._same(made) or made
+        self._add(replace(signature_in(made, call), structure=structure), made, unread)
 
     def _trace(self, signature: Signature, leaves: list[Any], spec: pytree.TreeSpec, layer: nn.Module) -> Variant:
         log.info("tracing %s for a new call signature: %s", self.name, signature)

@@ -5,18 +5,11 @@ In go programs, a schedule and a model; out comes the model, whose layers run th
 
 from estfx.runtime.compiled_surroundings import changed_outside, mount_outside, unmount_outside
 from estfx.runtime.copied_layers import CopiedLayers
+from estfx.runtime.follower import StepState
 from estfx.runtime.fused_loss import check_fusible, deferred_logits, fused
 from estfx.runtime.idle_units import IdleUnits
 from estfx.runtime.joining_units import zero_joining
-from estfx.runtime.layer_mount import Call, is_mounted, mount, unmount
-from estfx.runtime.model_oracle import (
-    Observations,
-    difference_from,
-    guilty_layers,
-    observed,
-    observed_whole,
-    why_not_observed,
-)
+from estfx.runtime.layer_mount import Call, Mount, is_mounted, mount, unmount
 from estfx.runtime.model_state import made_with, numbers_left_out
 from estfx.runtime.mounted_layers import MountedLayers
 from estfx.runtime.optimizer_hooks import watch
@@ -30,31 +23,27 @@ __all__ = [
     "Call",
     "CopiedLayers",
     "IdleUnits",
+    "Mount",
     "MountedLayers",
-    "Observations",
     "RankAgreement",
     "Runtime",
     "Selection",
+    "StepState",
     "changed_outside",
     "check_fusible",
     "check_gradients",
     "deferred_logits",
-    "difference_from",
     "differences",
     "drawn_layers",
     "fused",
-    "guilty_layers",
     "is_mounted",
     "made_with",
     "mount",
     "mount_outside",
     "numbers_left_out",
-    "observed",
-    "observed_whole",
     "unmount",
     "unmount_outside",
     "warm_up",
     "watch",
-    "why_not_observed",
     "zero_joining",
 ]

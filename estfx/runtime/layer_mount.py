@@ -68,6 +68,8 @@ class Mount:
     entered: Call | None = None  # the call at work
     came_in: bool = False  # whether the last call has come to what was mounted
     changed: Changes = frozenset()  # in the layer, since it was transformed
+    _around: Changes = frozenset()
+    _stands: bool = False
     _first: Snapshot | None = None
     _last: Snapshot | None = None
 
@@ -78,14 +80,25 @@ class Mount:
         twin.own_forward = copy.deepcopy(self.own_forward, memo)
         return twin
 
-    def look(self, layer: nn.Module) -> None:
-        """Notices what was changed in the layer since it was transformed, such as adapters that were put into it."""
-        if self._last is not None and self._last.same():
+    def stands(self) -> bool:
+        """Whether the layer stands as it stood when it was looked at last."""
+        self._stands = self._last is not None and self._last.same()
+        return self._stands
+
+    def look(self, layer: nn.Module, around: Changes | None = None) -> None:
+        """Notices what was changed in the layer since it was transformed, such as adapters that were put into it.
+
+        `around`: what was changed around it; None if that is not looked at.
+        """
+        around = self._around if around is None else around
+        if self._stands and around is self._around:
             return
-        self._last = Snapshot(layer, self.path, self.left)
+        self._around = around
+        if not self._stands or self._last is None:
+            self._last = Snapshot(layer, self.path, self.left)
         if self._first is None:
             self._first = self._last
-        self.changed = changes(self._first.structure, self._last.structure)
+        self.changed = changes(self._first.structure, self._last.structure) | around
 
     @cached_property
     def left(self) -> frozenset[str]:
@@ -198,6 +211,7 @@ class Mount:
         try:
             return self._found(call, layer)
         except AttributeError:  # the layer was changed within a step
+            self.stands()
             self.look(layer)
             return self._found(call, layer)
 

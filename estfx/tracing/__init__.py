@@ -6,7 +6,7 @@ In goes a decoder with example inputs; out comes a `Decoder`: its layers in the 
 from estfx.tracing.call_signature import Signature, call_key, flatten, is_plain, signature_of
 from estfx.tracing.capture import call_arguments, run_quietly, sized_inputs, values_on_meta, without_cache
 from estfx.tracing.decoder import ATTRIBUTE, Decoder, trace
-from estfx.tracing.effects import HeldState, Place, held_at, prefixes
+from estfx.tracing.effects import HeldState, Place, Surroundings, held_at, prefixes
 from estfx.tracing.exporting import TracedLayer, loops_over_experts, trace_call
 from estfx.tracing.kind_key import canonical
 from estfx.tracing.kv_caches import asks_for_cache, without_empty_caches
@@ -31,6 +31,7 @@ __all__ = [
     "Place",
     "Signature",
     "Snapshot",
+    "Surroundings",
     "TracedLayer",
     "asks_for_cache",
     "call_arguments",

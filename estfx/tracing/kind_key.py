@@ -13,7 +13,7 @@ from torch import nn
 
 from estfx.graphs import has_tensor, tags
 from estfx.tracing.call_signature import constant_key, flatten
-from estfx.tracing.effects import tensors_held
+from estfx.tracing.effects import frozen, hooks_within, tensors_held
 from estfx.tracing.exporting.layer_graph import TracedLayer
 from estfx.tracing.layer_call import LayerCall
 
@@ -60,7 +60,8 @@ def kind_key(call: LayerCall, differing: dict[str, set[str]]) -> Hashable:
     held = tuple((path, tuple(t.shape), t.dtype) for path, t in tensors_held(call.module))
     leaves, spec = flatten(call.args, call.kwargs)
     keys = tuple((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else constant_key(x) for x in leaves)
-    given = (frozenset(call.alive), call.written, call.stream_leaf, call.stream_output, call.added)
+    hooks = tuple((path, frozen(hook)) for path, hook in hooks_within(call.module))
+    given = (hooks, frozenset(call.alive), call.written, call.lost, call.stream_leaf, call.stream_output, call.added)
     return (tuple(tree), held, str(spec), keys, given)
 
 

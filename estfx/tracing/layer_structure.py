@@ -10,8 +10,9 @@ import operator
 from collections.abc import Hashable
 from typing import Any
 
-import torch
 from torch import nn
+
+from estfx.tracing.effects import HOOKS, frozen, hooks_within
 
 __all__ = ["Changes", "Snapshot", "changed_places", "changes"]
 
@@ -45,11 +46,15 @@ class _Seen:
         self.values = list(self._held().values())
         self.children = dict(module._modules)
         self.tensors = [*module._parameters, *module._buffers]
+        self.hooks = self._hooks()
         containers = [v for k, v in self._held().items() if k not in LEFT_OUT and isinstance(v, (dict, list, set))]
         self.containers = [(value, value.copy()) for value in containers if _is_plain(value)]
 
     def _held(self) -> dict[str, Any]:
         return {k: v for k, v in self.held.items() if k not in self.left} if self.left else self.held
+
+    def _hooks(self) -> int:
+        return sum(len(self.held[hooks]) for hooks in HOOKS)
 
     def same(self) -> bool:
         held = self._held()
@@ -59,6 +64,7 @@ class _Seen:
             and held["_modules"] == self.children
             and [*held["_parameters"], *held["_buffers"]] == self.tensors
             and type(self.module).forward is self.code
+            and self._hooks() == self.hooks
             and all(value == before for value, before in self.containers)
         )
 
@@ -88,26 +94,23 @@ def _structure_of(layer: nn.Module, name: str, left: frozenset[str]) -> Structur
         found.append((path, type(module).forward, *sorted(held["_parameters"]), None, *sorted(held["_buffers"])))
         for key, value in held.items():
             if key not in LEFT_OUT and f"{path}.{key}".removeprefix(".") not in left:
-                frozen = _frozen(value, name)
-                if frozen is not None:
-                    found.append((path, key, frozen))
+                plain = _frozen(value, name)
+                if plain is not None:
+                    found.append((path, key, plain))
         todo.extend((f"{path}.{key}", child) for key, child in held["_modules"].items() if child is not None)
+    found.extend((f".{path}", "hook", frozen(hook)) for path, hook in hooks_within(layer))
     return tuple(found)
 
 
 def _frozen(value: object, name: str) -> Hashable:
-    """A plain value, what is plain of a tensor, or a container of such; None for anything else."""
-    if isinstance(value, torch.Tensor):
-        return (tuple(value.shape), value.dtype)
+    """A plain value, a function, or a container of such; None for anything else."""
     if isinstance(value, str):
         return value.replace(name, "")
-    if isinstance(value, PLAIN):
-        return (type(value), value)  # True is 1, and 1 is 1.0
     if isinstance(value, dict):
         return tuple((str(key), _frozen(item, name)) for key, item in value.items())
     if isinstance(value, (list, tuple, set, frozenset)):
         return tuple(_frozen(item, name) for item in value)
-    return None
+    return frozen(value)
 
 
 def changes(before: Structure, after: Structure) -> Changes:

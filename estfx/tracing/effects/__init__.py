@@ -5,14 +5,19 @@ In goes a layer with the arguments of a call; out comes what can be reached from
 
 from estfx.tracing.effects.held_state import Change, HeldState, held_tensors_as_before
 from estfx.tracing.effects.places import Place, held_at, prefixes, put_values
-from estfx.tracing.effects.reachable import reached, tensors_held
+from estfx.tracing.effects.reachable import HOOKS, hooks_within, reached, tensors_held
+from estfx.tracing.effects.surroundings import Surroundings, frozen
 
 __all__ = [
+    "HOOKS",
     "Change",
     "HeldState",
     "Place",
+    "Surroundings",
+    "frozen",
     "held_at",
     "held_tensors_as_before",
+    "hooks_within",
     "prefixes",
     "put_values",
     "reached",

@@ -12,7 +12,7 @@ import operator
 import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from estfx.tracing.effects.places import LAYER, Place, Root, Step
+from estfx.tracing.effects.places import LAYER, Place, Root, Step, in_words
 from estfx.tracing.effects.reachable import OF_EVERY_MODULE, PLAIN, is_module, reached
 
 __all__ = ["Change", "HeldState", "held_tensors_as_before"]
@@ -37,6 +37,13 @@ class Change:
     value: Any
     old: Any = None
     reason: str = ""  # why a graph cannot leave it; empty if it can
+
+
+def _of_hook(change: Change) -> str:
+    """Its reason, or that of what a hook changes: a graph runs no hooks."""
+    if change.reason or change.place.root[0] != "hook":
+        return change.reason
+    return f"runs {in_words(change.place.root, ())}, which keeps something"
 
 
 class _Absent:
@@ -138,6 +145,7 @@ class HeldState:
     def changes(self) -> list[Change]:
         """What was changed since, in no more places than there were."""
         found = [change for held in self._held for change in held.changes()]
+        found = [replace(change, reason=_of_hook(change)) for change in found]
         for name, before, now in zip(
             ("random", "numpy.random"), self._random, (random.getstate(), _numpy_state()), strict=True
         ):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-__all__ = ["LAYER", "Place", "Root", "Step", "held_at", "in_words", "prefixes", "put_values"]
+__all__ = ["LAYER", "Place", "Root", "Step", "follow", "held_at", "in_words", "prefixes", "put_values"]
 
 Step = tuple[Literal["attribute", "item"], Hashable]
 Root = tuple[Hashable, ...]  # ("layer",), ("argument", its position or keyword), ("global", module, name)
@@ -35,8 +35,7 @@ class Place:
 
 def in_words(root: Root, steps: Sequence[Step]) -> str:
     """As code would say it: `mlp.losses[0]`."""
-    names = {"layer": "", "argument": f"argument {root[-1]}", "global": f"global {root[-1]}"}
-    text = names[str(root[0])]
+    text = {"layer": "", "hook": f"a hook on {root[-1]}"}.get(str(root[0]), f"{root[0]} {root[-1]}")
     for kind, key in steps:
         text += f"[{key!r}]" if kind == "item" else f".{key}" if text else str(key)
     return text

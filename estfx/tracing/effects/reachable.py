@@ -6,6 +6,7 @@ import random
 import types
 from collections import UserDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -14,9 +15,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from estfx.stand_ins import original_of
 from estfx.tracing.effects.places import LAYER, Root, Step, in_words
 
-__all__ = ["OF_EVERY_MODULE", "PLAIN", "is_module", "reached", "tensors_held"]
+__all__ = [
+    "HOOKS",
+    "OF_EVERY_MODULE",
+    "PLAIN",
+    "classes_of",
+    "hooks_within",
+    "is_module",
+    "names_in_code",
+    "names_read",
+    "reached",
+    "tensors_held",
+]
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -24,6 +37,8 @@ MOST = 20_000  # containers that are looked into
 FOREIGN = frozenset(
     {"estfx", "torch", "numpy", "builtins", "logging", "threading", "weakref", "typing", "re", "collections"}
 )
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+RECORDERS = ("transformers.utils.output_capturing",)  # whose hooks do nothing until they are asked to
 OPAQUE = (torch.Tensor, types.ModuleType, types.FunctionType, types.MethodType, type, Enum, np.ndarray, *PLAIN)
 
 
@@ -45,6 +60,8 @@ def reached(
             todo.append((value, ("argument", key), ()))
     for module, name, value in _globals_of(layer):
         todo.append((value, ("global", module, name), ()))
+    for path, value in _held_by_hooks(layer):
+        todo.append((value, ("hook", path), ()))
     seen: set[int] = set()
     for number, (value, root, steps) in enumerate(todo):  # it grows meanwhile
         if id(value) in seen or number > MOST:
@@ -72,9 +89,9 @@ def reached(
             )
 
 
-def is_module(held: dict[Any, Any]) -> bool:
+def is_module(held: object) -> bool:
     """Whether attributes are those of a module."""
-    return "_parameters" in held and "_modules" in held
+    return isinstance(held, dict) and "_parameters" in held and "_modules" in held
 
 
 def _leads_on(value: object) -> bool:
@@ -103,14 +120,35 @@ def _can_be_said(key: Hashable) -> bool:
     return isinstance(key, int) or ((isinstance(key, str) and key.isidentifier()) or str(key).isdecimal())
 
 
-# -- globals -------------------------------------------------------------------------------------------------------
+# -- hooks ---------------------------------------------------------------------------------------------------------
+
+
+def hooks_within(layer: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The hooks of the modules in a layer, not those of the layer itself, with the modules' paths."""
+    for path, module in layer.named_modules():
+        for hooks in HOOKS if path else ():
+            for hook in vars(module)[hooks].values():
+                if getattr(hook, "__module__", None) not in RECORDERS:
+                    yield path, hook
+
+
+def _held_by_hooks(layer: nn.Module) -> Iterator[tuple[str, Any]]:
+    for path, hook in hooks_within(layer):
+        held = [getattr(hook, "__self__", None), hook]
+        for cell in getattr(hook, "__closure__", None) or ():
+            with suppress(ValueError):  # of an empty one
+                held.append(cell.cell_contents)
+        yield from ((path, value) for value in held if _leads_on(value))
+
+
+# -- code ----------------------------------------------------------------------------------------------------------
 
 
 def _globals_of(layer: nn.Module) -> Iterator[tuple[str, str, Any]]:
     """What the code of the layer reads of its modules' globals, by module and name, if it can hold something."""
     found: dict[tuple[str, str], Any] = {}
-    for cls in dict.fromkeys(type(module) for module in layer.modules()):
-        for space, name in _names_read(cls):  # type: ignore[arg-type]
+    for cls in classes_of(layer):
+        for space, name in names_read(cls):
             value = space.get(name)
             if _leads_on(value):
                 found[str(space.get("__name__")), name] = value
@@ -118,33 +156,63 @@ def _globals_of(layer: nn.Module) -> Iterator[tuple[str, str, Any]]:
         yield module, name, value
 
 
+def classes_of(layer: nn.Module) -> list[Any]:
+    """The classes of a layer's modules, as they were written."""
+    return list(dict.fromkeys(original_of(type(module)) for module in layer.modules()))
+
+
 @cache
-def _names_read(cls: type) -> tuple[tuple[dict[str, Any], str], ...]:
-    """The global names, with the globals that they are of, that a class of modules and its helpers read."""
-    todo = [f for base in cls.__mro__ if _is_own(base) for f in vars(base).values()]
+def _functions_of(cls: Any) -> tuple[types.FunctionType, ...]:
+    """The forward of a class of modules, and what it calls: methods, and functions of its package by their names."""
     package = cls.__module__.partition(".")[0]
-    seen: set[types.CodeType] = set()
-    names: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
+    found: dict[types.CodeType, types.FunctionType] = {}
+    todo = _attributes_of(cls, "forward")
     while todo:
         function = todo.pop()
         function = getattr(function, "__wrapped__", function)
-        if not isinstance(function, types.FunctionType) or function.__code__ in seen:
+        if isinstance(function, property):
+            todo.append(function.fget)
+        if not isinstance(function, types.FunctionType) or function.__code__ in found:
             continue
-        seen.add(function.__code__)
-        for name in _names_in(function.__code__):
-            space = function.__globals__
-            if name in space and (id(space), name) not in names:
-                names[id(space), name] = (space, name)
-                value = space[name]
-                if isinstance(value, types.FunctionType) and value.__module__.partition(".")[0] == package:
-                    todo.append(value)
-    return tuple(names.values())
+        found[function.__code__] = function
+        for name in _codes_within(function.__code__)[0]:
+            called = function.__globals__.get(name)
+            if isinstance(called, types.FunctionType) and called.__module__.startswith(package):
+                todo.append(called)
+            todo.extend(_attributes_of(cls, name))
+    return tuple(found.values())
+
+
+def _attributes_of(cls: Any, name: str) -> list[Any]:
+    """What the own bases of a class have under a name, past those that are hidden by it too."""
+    return [vars(base)[name] for base in cls.__mro__ if _is_own(base) and name in vars(base)]
+
+
+@cache
+def names_read(cls: Any) -> tuple[tuple[dict[str, Any], str], ...]:
+    """The global names, with the globals that they are of, that a class of modules and its helpers read."""
+    read: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
+    for function in _functions_of(cls):
+        space = function.__globals__
+        read |= {(id(space), name): (space, name) for name in _codes_within(function.__code__)[0] if name in space}
+    return tuple(read.values())
+
+
+@cache
+def names_in_code(cls: Any) -> frozenset[str]:
+    """All names and texts in the code of a class of modules and its helpers: no attribute of another name is read."""
+    return frozenset().union(*(each for f in _functions_of(cls) for each in _codes_within(f.__code__)))
 
 
 def _is_own(cls: type) -> bool:
     return cls.__module__.partition(".")[0] not in FOREIGN
 
 
-def _names_in(code: types.CodeType) -> set[str]:
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*map(_names_in, inner))
+def _codes_within(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """The names and the texts of a piece of code and of those within it."""
+    names, texts = set(code.co_names), {constant for constant in code.co_consts if isinstance(constant, str)}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = _codes_within(constant)
+            names, texts = names | inner[0], texts | inner[1]
+    return names, texts

@@ -10,23 +10,17 @@ from torch import nn
 
 from estfx.errors import VerifyError
 from estfx.evolving import EvolvingModel, evolving_class, original_class
-from estfx.programs import ROUNDS, Kind, Variant, verify_kind
-from estfx.report import Report, report_of
-from estfx.runtime import (
-    Call,
+from estfx.mounting.model_oracle import (
     Observations,
-    Runtime,
     difference_from,
     guilty_layers,
-    is_mounted,
-    mount,
-    mount_outside,
     observed,
     observed_whole,
-    unmount,
-    unmount_outside,
     why_not_observed,
 )
+from estfx.programs import ROUNDS, Kind, Variant, verify_kind
+from estfx.report import Report, report_of
+from estfx.runtime import Call, Runtime, is_mounted, mount, mount_outside, unmount, unmount_outside
 from estfx.tracing import ATTRIBUTE, Decoder, LayerCall
 
 __all__ = ["Found", "mount_all", "unmount_all", "verified"]
@@ -48,6 +42,7 @@ def mount_all(model: nn.Module, runtime: Runtime, layers: Collection[str]) -> No
             mount_outside(model, layers, runtime)
         model.__dict__[ATTRIBUTE] = runtime
         model.__class__ = evolving_class(type(model))
+        runtime.look_around(model)  # as it is now that the layers have been traced
     except BaseException:  # Ctrl-C, too
         unmount_all(model)
         raise

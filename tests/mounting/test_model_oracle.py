@@ -13,8 +13,8 @@ from tiny_decoders import build, tokens
 from torch import nn
 
 import estfx
+from estfx.mounting.model_oracle import ROUNDING, SMALL, difference_from, kept, observed
 from estfx.programs import Variant
-from estfx.runtime.model_oracle import ROUNDING, SMALL, difference_from, kept, observed
 from estfx.schedules import Schedule, Stage
 
 WHOLE = Schedule(stages=[Stage(start=0)])

@@ -21,9 +21,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from estfx.runtime.follower import StepState
-from estfx.runtime.layer_mount import Mount
-from estfx.runtime.runtime import Runtime
+from estfx.runtime import Mount, Runtime, StepState
 from estfx.tracing import (
     ATTRIBUTE,
     HeldState,
