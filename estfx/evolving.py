@@ -12,10 +12,10 @@ from estfx.errors import EstfxError
 from estfx.report import Report
 from estfx.runtime import Runtime, Selection, deferred_logits, fused, warm_up, watch, zero_joining
 from estfx.schedules import Schedule, Stage, Subnetwork
-from estfx.stand_ins import stand_in_for
-from estfx.tracing import ATTRIBUTE, asks_for_cache, without_cache
+from estfx.stand_ins import as_original, stand_in_for
+from estfx.tracing import ATTRIBUTE, Changes, Surroundings, asks_for_cache, prefixes, without_cache
 
-__all__ = ["EvolvingModel", "evolving_class", "original_class"]
+__all__ = ["EvolvingModel", "evolving_class", "look_around", "original_class"]
 
 
 class EvolvingModel:
@@ -38,14 +38,15 @@ class EvolvingModel:
         runtime, model = self._runtime, cast("nn.Module", self)
         if any(follower.watches_optimizers for follower in runtime.followers):
             watch(model)
-        runtime.set_step(step, device, model)
+        with torch.inference_mode(False):  # or backward passes could not be made with what is made here
+            runtime.set_step(step, device, model)
 
     def _look(self) -> None:
         """Notices what was changed in the layers, and in what they read around them, since they were traced."""
         model = cast("nn.Module", self)
         layers: list[Any] = [model.get_submodule(path) for path in self._runtime.layers.module_paths]
         stand = [layer.__dict__[ATTRIBUTE].stands() for layer in layers]
-        around = self._runtime.look_around(model, anew=not all(stand))
+        around = look_around(self._runtime, model, anew=not all(stand))
         for layer in layers:
             layer.__dict__[ATTRIBUTE].look(layer, around)
 
@@ -113,6 +114,20 @@ class EvolvingModel:
         return runtime
 
 
+def look_around(runtime: Runtime, model: nn.Module, anew: bool = False) -> Changes:
+    """What the layers read around them, as far as it is other than when they were traced.
+
+    `anew`: the layers themselves do not stand as they stood.
+    """
+    if runtime.surroundings is None:
+        layers = {path: model.get_submodule(path) for path in runtime.layers.module_paths}
+        left = prefixes(place for kind in runtime.layers.kinds.values() for place in kind.first.traced.written)
+        before = runtime.before_copy
+        runtime.surroundings = Surroundings(layers, left) if before is None else before.twin(layers, left)
+    runtime.surroundings.look(anew)
+    return runtime.surroundings.changes
+
+
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -134,7 +149,18 @@ def evolving_class(cls: type[nn.Module]) -> type[nn.Module]:
                 _warn_of_eval_mode(self, runtime)
             return cls.__call__(self, *args, **kwargs)
 
-        body: dict[str, Any] = {"__call__": __call__}
+        def __reduce_ex__(self: nn.Module, protocol: object) -> tuple[Any, ...]:
+            """The original model, and what it takes to transform it again where the pickle is read."""
+            runtime: Runtime = self.__dict__[ATTRIBUTE]
+            make, args, state = as_original(self, ATTRIBUTE)
+            selection = runtime.follower(Selection).state_dict()
+            # by value: a tensor of this moment would be gone before another process has opened what is shared of it
+            values = {k: x.numpy() if isinstance(x, torch.Tensor) else x for k, x in selection.items()}
+            again = {"step": runtime.step, "selection": values}
+            assert runtime.made_by is not None
+            return make, args, (state, again, runtime.made_by.arguments), None, None, runtime.made_by.remake
+
+        body: dict[str, Any] = {"__call__": __call__, "__reduce_ex__": __reduce_ex__}
         if isinstance(own_loss := getattr(cls, "loss_function", None), property):
             body["loss_function"] = _compiled_in_training(own_loss)
         _classes[cls] = stand_in_for(cls, body, EvolvingModel)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["original_of", "stand_in_for"]
+__all__ = ["MadeBy", "as_original", "made_of", "original_of", "stand_in_for"]
 
 
 class _Unannounced:
@@ -15,13 +17,41 @@ class _Unannounced:
         pass
 
 
+@dataclass(frozen=True)
+class MadeBy:
+    """How a model was transformed, so that it is done again where a pickle of it is read."""
+
+    remake: Callable[..., None]  # of a plain model and what a pickle holds
+    arguments: Mapping[str, Any]
+
+
 def stand_in_for(cls: type[Any], body: Mapping[str, Any], *mixins: type[Any]) -> type[Any]:
     """A subclass that an instance of `cls` may be given as its `__class__`. Its mixins come first."""
     whole = {"__module__": cls.__module__, "__doc__": cls.__doc__, **body}
+    if "__reduce_ex__" in body and not hasattr(cls, "__deepcopy__"):
+        whole["__deepcopy__"] = _copied  # else a copy would be made as from a pickle
     metaclass: Any = type(cls)
     made: type[Any] = metaclass(cls.__name__, (_Unannounced, *mixins, cls), whole)
     made.__qualname__ = cls.__qualname__
     return made
+
+
+def _copied(self: Any, memo: dict[int, Any]) -> Any:
+    made = made_of(type(self))
+    memo[id(self)] = made
+    made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+    return made
+
+
+def as_original(instance: Any, *left_out: str, **added: Any) -> tuple[Any, ...]:
+    """What a pickle holds of an instance: the class that is stood in for, and its attributes but for some."""
+    state = {name: value for name, value in vars(instance).items() if name not in left_out}
+    return made_of, (original_of(type(instance)),), {**state, **added}
+
+
+def made_of(cls: type[Any]) -> Any:
+    """An instance that is to be given its attributes."""
+    return object.__new__(cls)
 
 
 def original_of(cls: type[Any]) -> type[Any]:

@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from estfx.errors import EstfxError, ScheduleError, UnsupportedModelError, VerifyError
 from estfx.evolving import EvolvingModel, original_class
@@ -26,6 +29,7 @@ from estfx.runtime import (
     is_mounted,
 )
 from estfx.schedules import Schedule
+from estfx.stand_ins import MadeBy
 from estfx.tracing import LayerPatterns, trace, unsharded
 
 __all__ = ["restore", "transform"]
@@ -85,7 +89,7 @@ def transform(
 
     Raises:
         UnsupportedModelError: no layers, or nothing in them that could be skipped or narrowed; `layers` names what is
-            no layer.
+            no layer; the model was compiled before, or its weights hold NaN.
         TraceError: no layer can be made a graph, or the model does not run on the example inputs.
         VerifyError: a whole layer's graph, or the whole model with all of them, does not compute what the original
             does: a fault of estfx.
@@ -93,15 +97,11 @@ def transform(
 
     Source: Evolving Subnetwork Training, arXiv 2406.06962.
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"transform takes an nn.Module, not a {type(model).__name__}.")
+    arguments = {name: value for name, value in locals().items() if name != "model"}
+    _check_model(model)
     if not isinstance(schedule, Schedule):
         raise ScheduleError(
             f"schedule is a {type(schedule).__name__}; pass an estfx.Schedule, such as Schedule.est(total_steps)."
-        )
-    if isinstance(model, EvolvingModel):
-        raise EstfxError(
-            f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
         )
     compiler = compiler_of(compile, mode, options, compile_outside)
     if fuse_loss:
@@ -134,7 +134,16 @@ def transform(
             CopiedLayers(schedule, layers_found),
             RankAgreement(schedule, seed, layers_found, check_ranks_every),
         )
-        runtime = Runtime(schedule, seed, report, layers_found, followers, named=layers, fuses_loss=fuse_loss)
+        runtime = Runtime(
+            schedule,
+            seed,
+            report,
+            layers_found,
+            followers,
+            named=layers,
+            fuses_loss=fuse_loss,
+            made_by=MadeBy(_remade, arguments),
+        )
         mount_all(model, runtime, {*paths.values(), *decoder.left})
         return runtime
 
@@ -152,6 +161,51 @@ def transform(
             loaded,
         )
     return model
+
+
+def _check_model(model: object) -> None:
+    """Raises EstfxError for what is no model to be transformed."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"transform takes an nn.Module, not a {type(model).__name__}.")
+    if isinstance(model, EvolvingModel):
+        raise EstfxError(
+            f"this `{type(model).__name__}` is transformed already. Call estfx.restore(model) first to do it anew."
+        )
+    if isinstance(model, OptimizedModule):
+        raise UnsupportedModelError(
+            "torch.compile was called on this model before transform, and would hide its layers. Transform the model "
+            "itself, which torch.compile keeps as `_orig_mod`; estfx compiles what each stage runs (compile=True)."
+        )
+    compiled = [name for name, module in model.named_modules() if getattr(module, "_compiled_call_impl", None)]
+    if compiled:
+        raise UnsupportedModelError(
+            f"`.compile()` was called on {', '.join(f'`{name}`' if name else 'the model' for name in compiled[:5])} "
+            "before transform: it would run what was compiled, whole. Build the model without it; estfx compiles what "
+            "each stage runs (compile=True)."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "meta" and parameter.is_floating_point() and _has_nan(parameter):
+            raise UnsupportedModelError(
+                f"the parameter `{name}` of `{type(model).__name__}` holds NaN: nothing that is computed with it can "
+                "be verified or trained. Load or initialise the model again."
+            )
+
+
+def _has_nan(parameter: torch.Tensor) -> bool:
+    local: Any = getattr(parameter, "_local_tensor", parameter)  # of FSDP2, the part on this rank
+    return bool(local.detach().isnan().any())
+
+
+def _remade(model: nn.Module, pickled: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]) -> None:
+    """Makes of a plain model, read from a pickle, the transformed one that was written."""
+    state, again, arguments = pickled
+    model.__setstate__(state)
+    evolving = transform(model, **arguments)
+    if found := again["selection"]:
+        selection = {k: torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x for k, x in found.items()}
+        evolving.selection.load_state_dict(selection)
+    if again["step"] is not None:
+        evolving.set_step(again["step"])
 
 
 def restore(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from estfx.errors import VerifyError
-from estfx.evolving import EvolvingModel, evolving_class, original_class
+from estfx.evolving import EvolvingModel, evolving_class, look_around, original_class
 from estfx.mounting.model_oracle import (
     Observations,
     difference_from,
@@ -42,7 +42,7 @@ def mount_all(model: nn.Module, runtime: Runtime, layers: Collection[str]) -> No
             mount_outside(model, layers, runtime)
         model.__dict__[ATTRIBUTE] = runtime
         model.__class__ = evolving_class(type(model))
-        runtime.look_around(model)  # as it is now that the layers have been traced
+        look_around(runtime, model)  # as it is now that the layers have been traced
     except BaseException:  # Ctrl-C, too
         unmount_all(model)
         raise

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from estfx.runtime.runtime import Runtime
-from estfx.stand_ins import stand_in_for
+from estfx.stand_ins import as_original, stand_in_for
 
 __all__ = ["changed_outside", "mount_outside", "unmount_outside"]
 
@@ -45,7 +45,10 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
             here: _Outside = self.__dict__[ATTRIBUTE]
             return here.run(self, args, kwargs)
 
-        _classes[cls] = stand_in_for(cls, {"forward": forward})
+        def __reduce_ex__(self: nn.Module, protocol: object) -> tuple[Any, ...]:
+            return as_original(self, ATTRIBUTE)
+
+        _classes[cls] = stand_in_for(cls, {"forward": forward, "__reduce_ex__": __reduce_ex__})
     return _classes[cls]
 
 

@@ -69,7 +69,7 @@ class IdleUnits(Follower):
             by_name = dict(model.named_parameters())
             slices = [
                 _slice(by_name[name], dim, own)
-                for name, dims in narrowed_parameters(self._layers, state, model).items()
+                for name, dims in narrowed_parameters(self._layers, self._layers.variants(model), state, model).items()
                 for dim, own in dims.items()
             ]
             paths = self._layers.paths

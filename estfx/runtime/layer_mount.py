@@ -27,7 +27,7 @@ from estfx.errors import EstfxError
 from estfx.programs import Kind, resolve
 from estfx.runtime.output_recorders import tell_recorders
 from estfx.runtime.runtime import Runtime
-from estfx.stand_ins import stand_in_for
+from estfx.stand_ins import as_original, stand_in_for
 from estfx.tracing import (
     ATTRIBUTE,
     Changes,
@@ -261,7 +261,13 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
             call = here.entered or here.begin(args, kwargs, self)  # a recomputation may come in here, past __call__
             return here.run(call, self, args, kwargs)
 
-        _mounted_classes[cls] = stand_in_for(cls, {"__call__": __call__, "forward": forward})
+        def __reduce_ex__(self: nn.Module, protocol: object) -> tuple[Any, ...]:
+            here: Mount = self.__dict__[ATTRIBUTE]
+            own = {} if here.own_forward is None else {"forward": here.own_forward}
+            return as_original(self, ATTRIBUTE, **own)
+
+        body = {"__call__": __call__, "forward": forward, "__reduce_ex__": __reduce_ex__}
+        _mounted_classes[cls] = stand_in_for(cls, body)
     return _mounted_classes[cls]
 
 

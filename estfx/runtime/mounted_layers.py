@@ -41,6 +41,10 @@ class MountedLayers:
         """A variant for a layer's module as it is now; None if it was changed since, and was not called since."""
         return self.kinds[name].of_structure(vars(module)[ATTRIBUTE].changed)
 
+    def variants(self, model: nn.Module) -> dict[str, Variant | None]:
+        """That of each layer."""
+        return {name: self.variant(name, model.get_submodule(path)) for name, path in self.paths.items()}
+
     def program(self, variant: Variant, counts: Counts) -> Program:
         """The compiled program of a variant for so many units."""
         return variant.program(counts, self.compiler)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from estfx.errors import EstfxError
 from estfx.graphs import tags
-from estfx.programs import resolve
+from estfx.programs import Variant, resolve
 from estfx.runtime.follower import StepState
 from estfx.runtime.mounted_layers import MountedLayers
 
@@ -15,14 +17,17 @@ __all__ = ["narrowed_parameters", "numbers_left_out", "owned_by"]
 
 
 def narrowed_parameters(
-    layers: MountedLayers, state: StepState, model: nn.Module
+    layers: MountedLayers, variants: Mapping[str, Variant | None], state: StepState, model: nn.Module
 ) -> dict[str, dict[int, torch.Tensor]]:
-    """The kept indices by parameter and dimension, of the parameters that a step narrows."""
+    """The kept indices by parameter and dimension, of the parameters that a step narrows.
+
+    `variants`: of each layer, as it was in that step.
+    """
     uses: dict[str, list[dict[int, set[int]]]] = {}  # parameter → for each call that reads it, kept by dimension
     owners = owned_by(model, [model.get_submodule(path) for path in layers.paths.values()])
     for layer, drawn in state.units().items():
         module = model.get_submodule(layers.paths[layer])
-        variant = layers.variant(layer, module)
+        variant = variants[layer]
         if variant is None:
             raise EstfxError(
                 f"layer `{layer}` was changed since transform, and was not called since. Call the model once; then "

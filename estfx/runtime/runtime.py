@@ -23,7 +23,8 @@ from estfx.runtime.follower import Follower, StepChange, StepState
 from estfx.runtime.mounted_layers import Drawn, MountedLayers
 from estfx.runtime.narrowed_parameters import narrowed_parameters
 from estfx.schedules import Schedule, Stage, StepDraw, Subnetwork, draw_step
-from estfx.tracing import Changes, LayerPatterns, Surroundings, prefixes
+from estfx.stand_ins import MadeBy
+from estfx.tracing import LayerPatterns, Surroundings
 
 __all__ = ["Runtime"]
 
@@ -43,17 +44,18 @@ class Runtime:
     followers: tuple[Follower, ...] = ()  # told of every step, in this order
     named: LayerPatterns | None = None  # the layers as `transform` was told them
     fuses_loss: bool = False
+    made_by: MadeBy | None = None
     state: StepState | None = None  # of the step in force
     stage_index: int = 0  # of the last step that was in force
     idle: bool = False  # while the model itself is being looked at
     discards_caches: bool = False  # layers run without a KV cache that the model itself made
-    surroundings: Surroundings | None = None  # what the layers read around them
+    surroundings: Surroundings | None = None  # what the layers read around them; None until it is looked at
+    before_copy: Surroundings | None = None  # that of the model that this one is a copy of
     step_in_eval_mode: int | None = None  # the last step of which a forward pass with gradients was made in eval mode
     _indices: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
     _in_forward: bool = False
     _forward_step: int | None = None  # of the last forward pass
-    _before_copy: Surroundings | None = None  # of the model that this one is a copy of
     _calls: dict[str, int] = field(default_factory=dict)  # made of each layer's module in this forward
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class Runtime:
         twin = copy.copy(self)
         twin._indices, twin._warned, twin._calls = dict(self._indices), set(self._warned), dict(self._calls)
         twin.followers = tuple(follower.twin() for follower in self.followers)
-        twin._before_copy, twin.surroundings = self.surroundings, None
+        twin.before_copy, twin.surroundings = self.surroundings, None
         twin.__post_init__()
         memo[id(self)] = twin
         return twin
@@ -121,19 +123,6 @@ class Runtime:
             change = StepChange(now, before, ranked or self.stage_index != stage, in_training)
         for follower in self.followers:
             follower.step_set(change)
-
-    def look_around(self, model: nn.Module, anew: bool = False) -> Changes:
-        """What the layers read around them, as far as it is other than when they were traced.
-
-        `anew`: the layers themselves do not stand as they stood.
-        """
-        if self.surroundings is None:
-            layers = {path: model.get_submodule(path) for path in self.layers.module_paths}
-            left = prefixes(place for kind in self.layers.kinds.values() for place in kind.first.traced.written)
-            twin = self._before_copy
-            self.surroundings = Surroundings(layers, left) if twin is None else twin.twin(layers, left)
-        self.surroundings.look(anew)
-        return self.surroundings.changes
 
     def take_step(self, step: int, device: torch.device) -> StepState:
         """Draws a step and puts it in force, whatever was; the followers are not told."""
@@ -307,5 +296,5 @@ class Runtime:
     def subnetwork(self, model: nn.Module) -> Subnetwork:
         """What is kept at the step in force."""
         state = self.require_step()
-        narrowed = partial(narrowed_parameters, self.layers, state, model)
+        narrowed = partial(narrowed_parameters, self.layers, self.layers.variants(model), state, model)
         return Subnetwork(state.step, dict(state.running), state.units(), narrowed)
