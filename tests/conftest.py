@@ -158,7 +158,8 @@ def _is_due(item: pytest.Item) -> bool:
     mark = item.get_closest_marker("sweep")
     if mark is None:
         return True
-    (number,) = (item.callspec.indices[name] for name in mark.args)
+    numbers = [item.callspec.indices[name] for name in mark.args]
+    (number,) = numbers or [mark.kwargs["day"]]
     days = mark.kwargs.get("days", DAYS)
     return bool(number % days == int(os.environ["ESTFX_TESTS_DAY"]) % days)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,12 +24,15 @@ from torch.utils import _pytree as pytree
 from estfx import transformation
 from estfx.axes import RULES
 from estfx.graphs import Pass, autocast_state, clone, run_passes, tags
+from estfx.mounting import Found, verified
 from estfx.programs import Variant, layer_kind, program, verify_kind
+from estfx.runtime import Runtime
 from estfx.tracing import ATTRIBUTE, LayerCall, TracedLayer, decoder, trace_call
 
 _traces: dict[Hashable, TracedLayer] = {}
 _passed: dict[Hashable, GraphModule] = {}
 _verified: dict[Hashable, tuple[list[str], tags.Roles]] = {}
+_whole: set[Hashable] = set()
 _alive: list[object] = []  # what is told by its identity stays, so that no other object has the same
 ORIGIN = "shared trace"  # in a graph's meta: which trace it was made from
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -49,6 +52,7 @@ def shared_traces() -> Iterator[None]:
             (layer_kind, "trace_call", _trace_once),
             (program, "run_passes", _pass_once),
             (transformation, "verify_kind", _verify_once),
+            (transformation, "verified", _verified_once),
         ):
             stack.enter_context(mock.patch.object(owner, name, made))
         yield
@@ -90,6 +94,21 @@ def _verify_once(variant: Variant, call: LayerCall) -> list[str]:
     notes, variant.roles = _verified[key]
     tags.put(variant.traced.graph, variant.roles)
     return list(notes)
+
+
+def _verified_once(model: nn.Module, found: Found, mounted: Callable[[], Runtime], example_inputs: object) -> Runtime:
+    """The whole model is its own oracle once for each class with the same graphs under the same names."""
+    graphs = {name: layer.graph.meta.get(ORIGIN) for name, layer in found.decoder.traced.items()}
+    meta = any(parameter.device.type == "meta" for parameter in model.parameters())
+    if None in graphs.values() or meta or found.decoder.left:
+        return verified(model, found, mounted, example_inputs)
+    told = (type(model), tuple(graphs.items()), tuple(found.decoder.layers.items()))
+    if told in _whole:
+        return mounted()
+    runtime = verified(model, found, mounted, example_inputs)
+    if not found.whole and not found.decoder.left:
+        _whole.add(told)
+    return runtime
 
 
 def _key(call: LayerCall) -> Hashable:

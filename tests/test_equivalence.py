@@ -123,6 +123,7 @@ def whole_is_the_original(model: nn.Module, ids: torch.Tensor) -> None:
     assert [n for n in grads if not torch.equal(grads[n], new_grads[n])] == []
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_gpt2_base_whole_is_the_original_to_the_bit() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

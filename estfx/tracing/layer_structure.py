@@ -21,7 +21,7 @@ Structure = tuple[Item, ...]
 Changes = frozenset[tuple[str, Item]]
 PLAIN = (bool, int, float, str, type(None))
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-FLAGS = frozenset({"gradient_checkpointing"})  # it goes around a program, not into it
+FLAGS = frozenset({"gradient_checkpointing", "_gradient_checkpointing_func"})  # they go around a program, not into it
 LEFT_OUT = OF_EVERY_MODULE | FLAGS
 
 

@@ -73,6 +73,7 @@ def test_autocast_to_bfloat16(tmp_path: Path) -> None:
     assert low != full
 
 
+@pytest.mark.sweep(day=2, days=3)
 def test_torch_compile_around_all(tmp_path: Path) -> None:
     torch._dynamo.reset()
     options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}

@@ -51,6 +51,7 @@ def test_one_compilation_for_each_kind_and_width_over_200_steps(name: str, monke
         assert compilations() == want, step
 
 
+@pytest.mark.sweep(day=1, days=3)
 def test_compiled_programs_compute_what_uncompiled_ones_do() -> None:
     ids = tokens()
     results = []
@@ -188,6 +189,7 @@ def test_a_mode_reaches_the_compiler() -> None:
     assert torch._inductor.list_mode_options("max-autotune-no-cudagraphs").items() <= given.items()
 
 
+@pytest.mark.sweep(day=0, days=3)
 def test_gathered_weights_are_not_kept_for_the_backward_pass() -> None:
     """They are gathered again: what is saved, beside whole weights, grows with the number of tokens."""
 

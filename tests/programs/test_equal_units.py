@@ -62,6 +62,7 @@ def test_experts_whose_router_divides_by_what_is_kept_are_not_narrowed() -> None
         assert any("(6) stay whole" in note and "divides by what is kept" in note for note in layer.notes)
 
 
+@pytest.mark.sweep("name")
 @pytest.mark.parametrize("name", DECODERS)
 def test_all_axes_of_decoders_pass(name: str) -> None:
     decoder = trace(build(name))

@@ -213,6 +213,7 @@ def fsdp_in_other_ways() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_fsdp_before_transform_and_with_checkpointing() -> None:
     model = evolving()
     losses, drawn = train(model, model)
@@ -301,6 +302,7 @@ def continued(folder: str) -> list[float]:
     return losses
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_a_sharded_checkpoint_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     model = evolving()
     losses, _ = train(model, model)

@@ -202,6 +202,7 @@ def wait_for_steps(folder: Path, number: int, process: subprocess.Popen[str]) ->
         time.sleep(0.02)
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_signals(tmp_path: Path) -> None:
     """Killed, told to terminate, and run to the end."""
     long = "train.total_steps=150"
