@@ -337,3 +337,10 @@ def test_the_site_builds_and_needs_no_network(tmp_path):
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//|@import", sheet.read_text(encoding="utf-8")), sheet
     assert (site / "search" / "search_index.js").exists()  # the search of a site without a server
+
+
+def test_promises_name_tests_that_are_there():
+    text = (ROOT / "docs" / "explanation" / "promises.md").read_text()
+    named = re.findall(r"`(tests/\S+?)`", text)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).is_file()] == []

@@ -391,3 +391,47 @@ def test_a_layer_may_return_a_dataclass() -> None:
     assert [[axis.role for axis in layer.axes] for layer in model.report.layers] == [["neurons"]] * 2
     model.set_step(10)
     assert_alike(trained(model), trained(twin))
+
+
+class MixesTheFirst(nn.Module):
+    """Is given the embeddings first, and its stream after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp()
+        self.share = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, x0_BTD: torch.Tensor, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + self.mlp(x_BTD + self.share * x0_BTD)
+
+
+class WithTheFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MixesTheFirst() for _ in range(3))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        first = x_BTD
+        for layer in self.layers:
+            x_BTD = layer(first, x_BTD)
+        return x_BTD.square().mean()
+
+
+def test_the_stream_is_the_tensor_that_comes_back() -> None:
+    original = WithTheFirst()
+    twin = copy.deepcopy(original)
+    schedule = Schedule(stages=[Stage(start=0, neurons=0.5, layers=0.34), Stage(start=10)])
+    model = estfx.transform(original, schedule, example_inputs=(stream(),), compile=False)
+    assert len({layer.program for layer in model.report.layers}) == 1
+    assert all(layer.droppable and layer.axes for layer in model.report.layers)
+    model.set_step(10)
+    assert_alike(trained(model), trained(twin))
+    model.set_step(0)
+    (running,) = [name for name, runs in model.subnetwork.layers.items() if runs]
+    x = stream()
+    units = model.subnetwork.units[running]["neurons"]
+    layer = twin.get_submodule(running)
+    with torch.no_grad():
+        mask = torch.zeros(layer.mlp.down.weight.shape[1]).index_fill(0, units, 2.0)
+        layer.mlp.down.weight *= mask
+    torch.testing.assert_close(model(x), layer(x, x).square().mean())

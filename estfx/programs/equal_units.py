@@ -44,17 +44,22 @@ def differing_factor(variant: Variant, axis: Axis, inputs: Tensors, weights: Ten
         for gather in tags.get(narrowed, tags.Indices).gathers
     ]
     sides = given[: len(inputs)]
-    want = _first(promoted(graph), given)
-    got = _first(narrowed, [*sides, *indices, *given[len(inputs) :]])
-    return float((want - got).abs().max() / want.abs().max().clamp(min=1e-300))
+    want = _of_branches(promoted(graph), given)
+    got = _of_branches(narrowed, [*sides, *indices, *given[len(inputs) :]])
+    return max(float((w - g).abs().max() / w.abs().max().clamp(min=1e-300)) for w, g in zip(want, got, strict=True))
 
 
-def _first(graph: GraphModule, given: Tensors) -> torch.Tensor:
-    """The stream that a graph gives, less the one that it is given, which says nothing of its branches."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+def _of_branches(graph: GraphModule, given: Tensors) -> Tensors:
+    """The stream that a graph gives and its gradient, less those of the stream that it is given, which it passes on."""
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        result: torch.Tensor = graph(given[0].clone(), *given[1:])[0]
-    return result - given[0] if result.shape == given[0].shape else result
+        stream = given[0].clone().requires_grad_()
+        result: torch.Tensor = graph(stream.clone(), *given[1:])[0]
+        direction = torch.cos(torch.arange(result.numel(), dtype=result.dtype, device=result.device)).view_as(result)
+        (gradient,) = torch.autograd.grad(result, stream, direction)
+    if result.shape != stream.shape:
+        return [result.detach(), gradient]
+    return [(result - stream).detach(), gradient - direction]
 
 
 def _differs_by_unit(node: Node, axes: tags.Axes, axis: Axis) -> bool:

@@ -33,6 +33,7 @@ __all__ = ["Kind"]
 
 log = logging.getLogger(__name__)
 REMEMBERED = 256  # calls
+MANY = 6  # values of an argument, after which it is told that each has a graph of its own
 
 
 def signature_in(variant: Variant, call: LayerCall) -> Signature:
@@ -61,6 +62,7 @@ class Kind:
     weight_paths: dict[Changes, tuple[str, ...]] = field(default_factory=dict)  # what a graph of the structure reads
     unread: dict[pytree.TreeSpec, frozenset[int]] = field(default_factory=dict)  # numbers whose value does not matter
     by_call: dict[Hashable, Variant] = field(default_factory=dict)  # what was found for exactly such a call
+    told_of_many: bool = False
     lock: Any = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -93,7 +95,25 @@ class Kind:
                 if found is None:
                     found = in_clean_thread(self._trace, signature, leaves, spec, layer)
                     self._add(signature, self._same(found) or found, found.traced.unread)
+                    self._tell_of_many(signature)
         return found
+
+    def _tell_of_many(self, last: Signature) -> None:
+        """Says once that a number among the arguments is another at every call."""
+        alike = [s for s in self.variants if s.spec is last.spec and s.structure == last.structure]
+        if len(alike) < MANY or self.told_of_many:
+            return
+        places = [i for i, leaf in enumerate(last.leaves) if len({s.leaves[i] for s in alike}) >= MANY]
+        numbers = [last.leaves[i] for i in places]
+        if numbers:
+            self.told_of_many = True
+            log.warning(
+                "layers of kind %s were called with %d values of one argument (the last is %s), and each has a graph "
+                "of its own, which is traced and compiled. Give a value that changes as a tensor.",
+                self.name,
+                len(alike),
+                ", ".join(str(key[-1]) if isinstance(key, tuple) else str(key) for key in numbers),
+            )
 
     def remember(self, key: Hashable, variant: Variant) -> None:
         """Has `by_call` hold a variant, next to the last few hundred: sizes may be another at every step."""

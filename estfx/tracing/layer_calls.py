@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "compiled_parts",
     "outcome",
     "recorded_calls",
+    "settle_streams",
 ]
 
 
@@ -62,17 +63,40 @@ class Recording:
     calls: list[Observed]  # in the order in which they were made
 
 
-def _stream_leaves(inputs: list[Any], outputs: list[Any], any_output: bool) -> tuple[int, int] | None:
-    """(input leaf, output leaf) of the stream: of the first tensor of the result, or of `any_output` that will do."""
+def _stream_leaves(
+    inputs: list[Any], outputs: list[Any], any_output: bool, given: Collection[int] = ()
+) -> tuple[int, int] | None:
+    """(input leaf, output leaf) of the stream: of the first tensor of the result, or of `any_output` that will do.
+
+    Of several inputs of that shape it is the one that another layer has given; `given` holds the ids of such tensors.
+    """
     for j, out in enumerate(outputs):
         if isinstance(out, torch.Tensor):
             if out.is_floating_point() and out.ndim >= 2:
-                for i, leaf in enumerate(inputs):
-                    if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.shape == out.shape:
-                        return i, j
+                alike = [i for i, leaf in enumerate(inputs) if _is_float_of(leaf, out.shape)]
+                if alike:
+                    return next((i for i in alike if id(inputs[i]) in given), alike[0]), j
             if not any_output:
                 return None
     return None
+
+
+def _is_float_of(leaf: object, shape: torch.Size) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.shape == shape
+
+
+def settle_streams(recording: Recording) -> None:
+    """The first layer is given what no other has given: its stream is where those of its class have theirs."""
+    places: dict[Any, list[tuple[LayerCall, list[Any]]]] = {}
+    for observed in recording.calls:
+        if (call := observed.call) is not None:
+            leaves, spec = observed.arguments
+            places.setdefault((type(call.module), id(spec), call.stream_output), []).append((call, leaves))
+    for calls in places.values():
+        last = calls[-1][0].stream_leaf
+        for call, leaves in calls:
+            if _is_float_of(leaves[last], call.outputs[call.stream_output].shape):
+                call.stream_leaf = last
 
 
 def outcome(result: Any, changes: Sequence[Change]) -> tuple[list[Any], pytree.TreeSpec, tuple[Place, ...]]:
@@ -217,7 +241,8 @@ def recorded_calls(
             open_dataclasses(result)
             leaves, spec = observed.arguments
             before = pytree.tree_unflatten(leaves, spec)
-            stream = _stream_leaves(leaves, pytree.tree_leaves(result), any_output)
+            given = {key for key, (_, call) in watch.streams.items() if call.path != path}
+            stream = _stream_leaves(leaves, pytree.tree_leaves(result), any_output, given)
             changes, observed.held = observed.held.changes() if observed.held else [], None
             if stream is not None:
                 outputs, out_spec, written = outcome(result, changes)
@@ -248,3 +273,4 @@ def recorded_calls(
                 stack.callback(handle.remove)
         stack.enter_context(watch)
         yield recording, watch
+        settle_streams(recording)

@@ -32,9 +32,16 @@ class Snapshot:
         """`left`: attributes that the layer itself leaves values in, by their paths in it, of which nothing is told."""
         self.structure = _structure_of(layer, name, left)
         self._modules = [_Seen(module, _names_in(left, path)) for path, module in layer.named_modules()]
+        self._hooks = [seen.held[hooks] for seen in self._modules[1:] for hooks in HOOKS]  # of modules in the layer
+        self._num_hooks = sum(map(len, self._hooks))
 
     def same(self) -> bool:
-        return all(seen.same() for seen in self._modules)
+        return sum(map(len, self._hooks)) == self._num_hooks and all(seen.same() for seen in self._modules)
+
+    def trains_in_part(self) -> bool:
+        """Whether the layer is in training mode and a module in it is not."""
+        modes = [seen.held["training"] for seen in self._modules]
+        return modes[0] and not all(modes)
 
 
 class _Seen:
@@ -46,15 +53,11 @@ class _Seen:
         self.values = list(self._held().values())
         self.children = dict(module._modules)
         self.tensors = [*module._parameters, *module._buffers]
-        self.hooks = self._hooks()
         containers = [v for k, v in self._held().items() if k not in LEFT_OUT and isinstance(v, (dict, list, set))]
         self.containers = [(value, value.copy()) for value in containers if _is_plain(value)]
 
     def _held(self) -> dict[str, Any]:
         return {k: v for k, v in self.held.items() if k not in self.left} if self.left else self.held
-
-    def _hooks(self) -> int:
-        return sum(len(self.held[hooks]) for hooks in HOOKS)
 
     def same(self) -> bool:
         held = self._held()
@@ -64,7 +67,6 @@ class _Seen:
             and held["_modules"] == self.children
             and [*held["_parameters"], *held["_buffers"]] == self.tensors
             and type(self.module).forward is self.code
-            and self._hooks() == self.hooks
             and all(value == before for value, before in self.containers)
         )
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from hand_written import HIDDEN, Mlp
 from tiny_decoders import build, tokens
+from torch import nn
 
 import estfx
 from estfx.schedules import Schedule, Stage
@@ -83,3 +85,43 @@ def test_hidden_states_keep_their_length_and_meaning() -> None:
         strict=True,
     ):
         assert torch.equal(one, other)
+
+
+def test_a_module_in_eval_mode_inside_of_a_layer_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = evolving()
+    model.model.layers[2].mlp.eval()
+    for step in range(3):
+        model.set_step(step)
+    told = [record.message for record in caplog.records if "a module in it is in eval mode" in record.message]
+    assert len(told) == 1
+    assert told[0].startswith("layer `model.layers.2` is in training mode")
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp()
+
+    def forward(self, x_BTD: torch.Tensor, scale: float) -> torch.Tensor:
+        return x_BTD + self.mlp(x_BTD) * scale
+
+
+class Annealed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Scaled() for _ in range(2))
+
+    def forward(self, x_BTD: torch.Tensor, scale: float) -> torch.Tensor:
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, scale)
+        return x_BTD
+
+
+def test_a_number_that_is_another_at_every_call_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = estfx.transform(Annealed(), STAGES, example_inputs=(torch.randn(2, 5, HIDDEN), 1.0), compile=False)
+    for step in range(8):
+        model.set_step(step)
+        model(torch.randn(2, 5, HIDDEN), 1.0 - step / 16)
+    told = [record.message for record in caplog.records if "values of one argument" in record.message]
+    assert len(told) == 1
+    assert "Give a value that changes as a tensor" in told[0]

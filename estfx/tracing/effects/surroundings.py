@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -41,17 +41,19 @@ def frozen(value: object) -> Hashable:
 
 
 class _Watched:
-    """Some entries of a dictionary, or all of a list."""
+    """Some entries of a dictionary, or all of it, or of a list."""
 
-    def __init__(self, holder: Any, name: str, keys: frozenset[Any] | None) -> None:
-        self.holder, self.name, self.keys = holder, name, keys
+    def __init__(self, holder: Any, name: str, keys: Iterable[Any] | None) -> None:
+        self.holder, self.name = holder, name
+        self.keys = None if keys is None else [key for key in keys if key in holder]
         self.values = self._values()
 
     def _values(self) -> list[Any]:
-        if isinstance(self.holder, list):
-            return list(self.holder)
-        items = dict.items(self.holder)
-        return [each for pair in items if self.keys is None or pair[0] in self.keys for each in pair]
+        if self.keys is not None:
+            return [dict.get(self.holder, key) for key in self.keys]
+        return (
+            list(self.holder) if isinstance(self.holder, list) else [*dict.keys(self.holder), *dict.values(self.holder)]
+        )
 
     def same(self) -> bool:
         now = self._values()
@@ -61,11 +63,10 @@ class _Watched:
         """What stands there now, and it is what will be compared with."""
         self.values = self._values()
         if isinstance(self.holder, list):
-            pairs: Any = enumerate(self.holder)
-        else:
-            pairs = [(k, v) for k, v in dict.items(self.holder) if self.keys is None or k in self.keys]
-        for key, value in pairs:
-            yield (f"{self.name}[{key!r}]" if isinstance(self.holder, list) else f"{self.name}.{key}", frozen(value))
+            yield from ((f"{self.name}[{i}]", frozen(value)) for i, value in enumerate(self.holder))
+            return
+        for key in self.keys if self.keys is not None else list(dict.keys(self.holder)):
+            yield (f"{self.name}.{key}", frozen(dict.get(self.holder, key)))
 
 
 class Surroundings:
@@ -103,14 +104,12 @@ class Surroundings:
 
 def _watched(layers: Mapping[str, nn.Module], left: frozenset[str]) -> Iterator[_Watched]:
     seen: set[int] = set()
-    globals_seen: set[tuple[int, str]] = set()
+    spaces: dict[int, tuple[dict[str, Any], dict[str, None]]] = {}  # globals, and the names that are read of them
     for layer in layers.values():
         classes = classes_of(layer)
         names: frozenset[str] = frozenset().union(*map(names_in_code, classes))
         for space, name in (each for cls in classes for each in names_read(cls)):
-            if (id(space), name) not in globals_seen:
-                globals_seen.add((id(space), name))
-                yield _Watched(space, f"global {space.get('__name__')}", frozenset({name}))
+            spaces.setdefault(id(space), (space, {}))[1][name] = None
         for holder, root, steps in reached(layer):
             if not isinstance(holder, (dict, list)) or id(holder) in seen or is_module(holder):
                 continue
@@ -122,6 +121,8 @@ def _watched(layers: Mapping[str, nn.Module], left: frozenset[str]) -> Iterator[
             seen.add(id(holder))
             keys = names | _real_names(follow(root, steps, layer, (), {}), names) if is_object else None
             yield _Watched(holder, words, keys)
+    for space, read in spaces.values():
+        yield _Watched(space, f"global {space.get('__name__')}", read)
 
 
 def _real_names(value: object, names: frozenset[str]) -> frozenset[str]:
