@@ -90,18 +90,18 @@ class Mount:
 
         `around`: what was changed around it; None if that is not looked at.
         """
-        if self._last is not None and self._last.trains_in_part():
-            self.runtime.warn_once(
-                f"layer `{self.path}` is in training mode and a module in it is in eval mode. The layer's graph runs "
-                "all of it in training mode, dropout included. Put the whole layer into eval mode to have it run as it "
-                "is, or set the module's dropout to 0."
-            )
         around = self._around if around is None else around
         if self._stands and around is self._around:
             return
         self._around = around
         if not self._stands or self._last is None:
             self._last = Snapshot(layer, self.path, self.left)
+            if self._last.trains_in_part:
+                self.runtime.warn_once(
+                    f"layer `{self.path}` is in training mode and a module in it is in eval mode. The layer's graph "
+                    "runs all of it in training mode, dropout included. Put the whole layer into eval mode to have it "
+                    "run as it is, or set the module's dropout to 0."
+                )
         if self._first is None:
             self._first = self._last
         self.changed = changes(self._first.structure, self._last.structure) | around

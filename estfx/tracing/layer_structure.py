@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from estfx.tracing.effects import HOOKS, frozen, hooks_within
 
@@ -33,15 +34,18 @@ class Snapshot:
         self.structure = _structure_of(layer, name, left)
         self._modules = [_Seen(module, _names_in(left, path)) for path, module in layer.named_modules()]
         self._hooks = [seen.held[hooks] for seen in self._modules[1:] for hooks in HOOKS]  # of modules in the layer
-        self._num_hooks = sum(map(len, self._hooks))
+        self._num_hooks, self._handles = sum(map(len, self._hooks)), RemovableHandle.next_id
+        modes = [seen.held["training"] for seen in self._modules]
+        self.trains_in_part = modes[0] and not all(modes)  # a module in the layer is in eval mode
 
     def same(self) -> bool:
-        return sum(map(len, self._hooks)) == self._num_hooks and all(seen.same() for seen in self._modules)
+        return self._same_hooks() and all(seen.same() for seen in self._modules)
 
-    def trains_in_part(self) -> bool:
-        """Whether the layer is in training mode and a module in it is not."""
-        modes = [seen.held["training"] for seen in self._modules]
-        return modes[0] and not all(modes)
+    def _same_hooks(self) -> bool:
+        if self._num_hooks == 0 and self._handles == RemovableHandle.next_id:  # none anywhere since: none to be counted
+            return True
+        self._handles = RemovableHandle.next_id
+        return sum(map(len, self._hooks)) == self._num_hooks
 
 
 class _Seen:
@@ -60,7 +64,7 @@ class _Seen:
         return {k: v for k, v in self.held.items() if k not in self.left} if self.left else self.held
 
     def same(self) -> bool:
-        held = self._held()
+        held = self._held() if self.left else self.held
         return (
             len(held) == len(self.values)
             and all(map(operator.is_, held.values(), self.values))
