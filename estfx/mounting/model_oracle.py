@@ -80,7 +80,7 @@ def observed(model: nn.Module, example_inputs: object, runs: int = RUNS) -> Obse
     held = HeldState(model, args, kwargs)
     with run_quietly(model), _gradients_apart(model) as gradients:
         try:
-            return [_run(model, args, kwargs, gradients) for _ in range(runs)]
+            return [_run(model, args, kwargs, gradients, held) for _ in range(runs)]
         finally:
             held.put_back()
 
@@ -206,10 +206,13 @@ def _gradients_apart(model: nn.Module) -> Iterator[dict[str, torch.Tensor | Fing
 
 
 def _run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: dict[str, torch.Tensor | Fingerprint]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    gradients: dict[str, torch.Tensor | Fingerprint],
+    held: HeldState,
 ) -> dict[str, Any]:
     gradients.clear()
-    held = HeldState(model, args, kwargs)
     torch.manual_seed(0)
     with torch.enable_grad(), values_on_meta(model):
         result = model(*copy.copy(args), **kwargs)

@@ -6,11 +6,13 @@ such a case: their router divides by the sum over the kept experts, and total / 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from estfx.graphs import Axis, clone, promoted, run_passes, tags
+from estfx.graphs import Axis, Dim, clone, promoted, run_passes, tags
 from estfx.passes import specialisation
 from estfx.programs.program import Variant
 
@@ -21,26 +23,30 @@ UNLIKE = ("arange", "linspace", "logspace", "eye", "rand", "normal", "bernoulli"
 Tensors = list[torch.Tensor]
 
 
-def differing_factor(variant: Variant, axis: Axis, inputs: Tensors, weights: Tensors) -> float:
-    """By how much, relative to the whole, the scaled part differs; 0 where units cannot be made alike.
+def differing_factor(variant: Variant, narrowed_axes: Collection[Axis], inputs: Tensors, weights: Tensors) -> float:
+    """By how much, relative to the whole, the scaled part differs. An axis whose units are never alike is left out.
 
     `inputs` and `weights` are those of the variant's graph, in float64.
     """
     graph = clone(variant.traced.graph)
     axes = tags.get(graph, tags.Axes)
-    if any(_differs_by_unit(node, axes, axis) for node in graph.graph.nodes):
+    nodes = list(graph.graph.nodes)
+    units = [axis for axis in narrowed_axes if not any(_differs_by_unit(node, axes, axis) for node in nodes)]
+    if not units:
         return 0.0
     for node in graph.graph.nodes:
         if node.op == "get_attr" and isinstance(value := getattr(graph, str(node.target), None), torch.Tensor):
-            graph.register_buffer(str(node.target), _alike(value, axes.dims.get(node.name, ()), axis), persistent=False)
+            graph.register_buffer(
+                str(node.target), _alike(value, axes.dims.get(node.name, ()), units), persistent=False
+            )
     interface = tags.get(graph, tags.Interface)
     names = [interface.stream, *interface.sides, *(name for name, _ in interface.weights)]
-    given = [_alike(x, axes.dims[n], axis) for x, n in zip([*inputs, *weights], names, strict=True)]
-    kept = max(1, axis.size // 2)
-    narrowed = promoted(run_passes(clone(graph), specialisation({axis: kept})))
-    units = {axis: np.arange(kept)}
+    given = [_alike(x, axes.dims[n], units) for x, n in zip([*inputs, *weights], names, strict=True)]
+    kept = {axis: max(1, axis.size // 2) for axis in units}
+    narrowed = promoted(run_passes(clone(graph), specialisation(kept)))
+    first = {axis: np.arange(count) for axis, count in kept.items()}
     indices = [
-        torch.from_numpy(gather.dim.flat_index(units)).to(given[0].device)
+        torch.from_numpy(gather.dim.flat_index(first)).to(given[0].device)
         for gather in tags.get(narrowed, tags.Indices).gathers
     ]
     sides = given[: len(inputs)]
@@ -69,11 +75,11 @@ def _differs_by_unit(node: Node, axes: tags.Axes, axis: Axis) -> bool:
     return str(node.target).removeprefix("aten.").startswith(UNLIKE)
 
 
-def _alike(value: torch.Tensor, dims: tuple[object, ...], axis: Axis) -> torch.Tensor:
-    """The tensor, with what belongs to the first unit in the place of all."""
-    first = {axis: np.zeros(axis.size, dtype=np.int64)}
+def _alike(value: torch.Tensor, dims: tuple[Dim, ...], axes: Collection[Axis]) -> torch.Tensor:
+    """The tensor, with what belongs to the first unit of each axis in the place of all."""
+    first = {axis: np.zeros(axis.size, dtype=np.int64) for axis in axes}
     for position, dim in enumerate(dims):
-        if axis in dim.axes():  # type: ignore[attr-defined]
-            index = torch.from_numpy(dim.flat_index(first))  # type: ignore[attr-defined]
+        if any(axis in first for axis in dim.axes()):
+            index = torch.from_numpy(dim.flat_index(first))
             value = value.index_select(position, index.to(value.device))
     return value

@@ -54,9 +54,9 @@ def verify_kind(variant: Variant, call: LayerCall) -> list[str]:
             notes.append(f"{', '.join(r.name for r in roles)} stay whole: narrowing them together failed ({failure})")
             kept = []
         roles = kept
-    if variant.scales:
+    if variant.scales and differing_factor(variant, [role.axis for role in roles], *inputs) > MASKED_TOLERANCE:
         for role in list(roles):
-            if (error := differing_factor(variant, role.axis, *inputs)) > MASKED_TOLERANCE:
+            if (error := differing_factor(variant, [role.axis], *inputs)) > MASKED_TOLERANCE:
                 roles.remove(role)
                 notes.append(
                     f"{role.name} ({role.axis.size}) stay whole: with all of them alike, a part gives something else "

@@ -86,6 +86,8 @@ class _Held:
     def _of_dict(self) -> Iterator[Change]:
         own = is_module(self.holder)
         now = dict(dict.items(self.holder))  # past methods of a class of its own, here and below
+        if len(now) == len(self.before) and all(map(operator.is_, now.values(), self.before.values())):
+            return
         for key in {**self.before, **now}:
             if own and (key in OF_EVERY_MODULE or key in FLAGS or key.startswith("_estfx")):
                 continue

@@ -33,6 +33,7 @@ __all__ = [
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+LEAF_TYPES = frozenset({*PLAIN, torch.dtype, torch.device, torch.Size, nn.Parameter, types.FunctionType, type})
 MOST = 20_000  # containers that are looked into
 FOREIGN = frozenset(
     {"estfx", "torch", "numpy", "builtins", "logging", "threading", "weakref", "typing", "re", "collections"}
@@ -82,10 +83,11 @@ def reached(
             held = vars(value)
             yield held, root, (*steps, ("attribute", "__dict__"))
             seen.add(id(held))
+            hidden = OF_EVERY_MODULE if is_module(held) else frozenset()
             todo.extend(
                 (x, root, (*steps, ("attribute", key)))
                 for key, x in held.items()
-                if _leads_on(x) and id(x) not in own and not (is_module(held) and key in OF_EVERY_MODULE)
+                if key not in hidden and _leads_on(x) and id(x) not in own
             )
 
 
@@ -95,6 +97,8 @@ def is_module(held: object) -> bool:
 
 
 def _leads_on(value: object) -> bool:
+    if type(value) in LEAF_TYPES:  # most of what there is
+        return False
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter)
     if isinstance(value, nn.Module):
