@@ -6,7 +6,6 @@ import ast
 import importlib
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -174,7 +173,7 @@ def test_an_import_loads_no_more_than_it_needs(code: str, heavy: tuple[str, ...]
 
 
 def test_an_import_is_light_beside_that_of_torch() -> None:
-    """In one run, in turn: the medians."""
+    """In one run, in turn: the least of three, which another process on the machine disturbs least."""
     commands = {
         "torch": ("-c", "import torch"),
         "estfx": ("-c", "import torch, estfx"),
@@ -186,9 +185,9 @@ def test_an_import_is_light_beside_that_of_torch() -> None:
             start = time.perf_counter()
             assert run(*command, cwd=ROOT).returncode == 0
             seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(each) for name, each in seconds.items()}
-    assert medians["estfx"] <= 1.15 * medians["torch"]
-    assert medians["help"] <= 0.5 * medians["torch"]
+    least = {name: min(each) for name, each in seconds.items()}
+    assert least["estfx"] <= 1.15 * least["torch"]
+    assert least["help"] <= 0.5 * least["torch"]
 
 
 @pytest.mark.parametrize(
