@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hand_written import HIDDEN, Mlp
+from hand_written import HIDDEN, Chain, Mlp
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -311,17 +311,6 @@ class Scaled(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD + self.mlp(x_BTD) * self.scale()
-
-
-class Chain(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            x_BTD = layer(x_BTD)
-        return x_BTD.square().mean()
 
 
 @pytest.mark.parametrize("where", ["attribute", "list", "dict", "object"])

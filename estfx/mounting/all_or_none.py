@@ -14,8 +14,9 @@ from estfx.mounting.model_oracle import (
     Observations,
     difference_from,
     guilty_layers,
+    in_a_line,
     observed,
-    observed_whole,
+    what_differs,
     why_not_observed,
 )
 from estfx.programs import ROUNDS, Kind, Variant, verify_kind
@@ -99,7 +100,7 @@ def verified(model: nn.Module, found: Found, mounted: Callable[[], Runtime], exa
         want = observed(model, example_inputs)
     except Exception as error:  # a model that has no backward pass in training mode, for one
         log.debug("the whole model could not be observed", exc_info=True)
-        found.whole.append(f"the whole model was not verified: {type(error).__name__}: {_first_line(error)}")
+        found.whole.append(f"the whole model was not verified: {in_a_line(error)}")
         return mounted()
 
     def differs(got: Observations) -> list[str]:
@@ -108,10 +109,7 @@ def verified(model: nn.Module, found: Found, mounted: Callable[[], Runtime], exa
     while True:
         runtime = mounted()
         try:
-            try:
-                what = differs(observed_whole(model, runtime, example_inputs))
-            except Exception as error:
-                what = [f"it fails with {type(error).__name__}: {_first_line(error)}"]
+            what = what_differs(model, runtime, example_inputs, differs)
             if not what:
                 return runtime
             guilty = guilty_layers(model, runtime, example_inputs, differs)
@@ -136,7 +134,3 @@ def verified(model: nn.Module, found: Found, mounted: Callable[[], Runtime], exa
         if not found.decoder.infos:
             path, reason = next(iter(reasons.items()))
             raise VerifyError(f"layer `{path}`: {reason}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")

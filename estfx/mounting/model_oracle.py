@@ -32,7 +32,15 @@ from estfx.tracing import (
     without_cache,
 )
 
-__all__ = ["Observations", "difference_from", "guilty_layers", "observed", "observed_whole", "why_not_observed"]
+__all__ = [
+    "Observations",
+    "difference_from",
+    "guilty_layers",
+    "in_a_line",
+    "observed",
+    "what_differs",
+    "why_not_observed",
+]
 
 RUNS = 2
 ROUNDING = 1e-3  # of a projection, relative to the length of what is projected, where graphs round otherwise
@@ -85,10 +93,20 @@ def observed(model: nn.Module, example_inputs: object, runs: int = RUNS) -> Obse
             held.put_back()
 
 
-def observed_whole(model: nn.Module, runtime: Runtime, example_inputs: object, runs: int = RUNS) -> Observations:
-    """What the transformed model gives with everything kept, uncompiled."""
-    with _everything_kept(runtime):
-        return observed(model, example_inputs, runs)
+def what_differs(
+    model: nn.Module, runtime: Runtime, example_inputs: object, differs: Callable[[Observations], list[str]]
+) -> list[str]:
+    """What the transformed model, with everything kept, does otherwise than the original; an error is such a thing."""
+    try:
+        with _everything_kept(runtime):
+            return differs(observed(model, example_inputs))
+    except Exception as error:
+        return [f"it fails with {in_a_line(error)}"]
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's type, and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 @contextmanager
@@ -123,10 +141,7 @@ def guilty_layers(
             for other, here in mounts.items():
                 if other != path:
                     stack.enter_context(here.bypassed())
-            try:
-                what = differs(observed_whole(model, runtime, example_inputs))
-            except Exception as error:
-                what = [f"it fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
+            what = what_differs(model, runtime, example_inputs, differs)
         if what:
             found[path] = what
     return found

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from estfx.tracing.effects import HOOKS, frozen, hooks_within
+from estfx.tracing.effects import FLAGS, HOOKS, OF_EVERY_MODULE, frozen, hooks_within
 
 __all__ = ["Changes", "Snapshot", "changed_places", "changes"]
 
@@ -21,8 +21,6 @@ Item = tuple[Any, ...]  # the path of a module in the layer, and what was found 
 Structure = tuple[Item, ...]
 Changes = frozenset[tuple[str, Item]]
 PLAIN = (bool, int, float, str, type(None))
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-FLAGS = frozenset({"gradient_checkpointing", "_gradient_checkpointing_func"})  # they go around a program, not into it
 LEFT_OUT = OF_EVERY_MODULE | FLAGS
 
 

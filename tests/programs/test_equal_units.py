@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hand_written import HIDDEN
+from hand_written import HIDDEN, Chain
 from tiny_decoders import DECODERS, build
 from torch import nn
 from torch.nn import functional as F
@@ -31,17 +31,6 @@ class SoftExperts(nn.Module):
         share = self.router(x_BTD).softmax(-1)
         inner = F.gelu(torch.einsum("btd,edn->bten", x_BTD, self.up))
         return x_BTD + torch.einsum("bten,end,bte->btd", inner, self.down, share)
-
-
-class Chain(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            x_BTD = layer(x_BTD)
-        return x_BTD.square().mean()
 
 
 def in_double(variant: Variant, call: LayerCall) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

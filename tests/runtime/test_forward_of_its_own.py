@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hand_written import HIDDEN, Mlp
+from hand_written import HIDDEN, Chain, Mlp
 from torch import nn
 
 import estfx
@@ -24,17 +24,6 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD + self.mlp(x_BTD)
-
-
-class Chain(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            x_BTD = layer(x_BTD)
-        return x_BTD.square().mean()
 
 
 def stream() -> torch.Tensor:

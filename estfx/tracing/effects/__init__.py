@@ -5,11 +5,13 @@ In goes a layer with the arguments of a call; out comes what can be reached from
 
 from estfx.tracing.effects.held_state import Change, HeldState, held_tensors_as_before
 from estfx.tracing.effects.places import Place, held_at, prefixes, put_values
-from estfx.tracing.effects.reachable import HOOKS, hooks_within, reached, tensors_held
+from estfx.tracing.effects.reachable import FLAGS, HOOKS, OF_EVERY_MODULE, hooks_within, reached, tensors_held
 from estfx.tracing.effects.surroundings import Surroundings, frozen
 
 __all__ = [
+    "FLAGS",
     "HOOKS",
+    "OF_EVERY_MODULE",
     "Change",
     "HeldState",
     "Place",

@@ -21,11 +21,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from estfx.tracing.effects.places import LAYER, Place, Root, Step, in_words
-from estfx.tracing.effects.reachable import OF_EVERY_MODULE, PLAIN, is_module, reached
+from estfx.tracing.effects.reachable import FLAGS, OF_EVERY_MODULE, PLAIN, is_module, reached
 
 __all__ = ["Change", "HeldState", "held_tensors_as_before"]
-
-FLAGS = frozenset({"gradient_checkpointing"})
 
 
 @dataclass(frozen=True)
