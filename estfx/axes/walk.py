@@ -28,6 +28,7 @@ from estfx.graphs import (
     is_pointwise_function,
     memory_of,
     nodes_within,
+    opaque_module_of,
     sizes,
     tags,
     tensor_of,
@@ -169,6 +170,8 @@ class Walk:
         if node.target is operator.getitem:
             dims = self.dims[node.args[0]]  # type: ignore[index]
             return dims[node.args[1]] if isinstance(dims, list) else ()  # type: ignore[index]
+        if (opaque := opaque_module_of(node.target)) is not None:
+            return self.pin_all(node, f"`{opaque.path}`, which reads or gives it, runs as it is")
         found = entry(RULES, node.target)
         if writes(node) and not self._written(node):
             return self.pin_all(node, f"a value is changed in place at {describe(node)}")

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from estfx.graphs import tags
+from estfx.graphs import opaque_flops, tags
 from estfx.programs import numbers_at_work
 from estfx.tracing import Decoder, LayerCall, NumbersHaveValues, call_arguments, flatten, without_cache
 
@@ -90,6 +90,8 @@ def flop_counter() -> FlopCounterMode:
     formulas: dict[Any, Formula] = {
         torch.ops.aten._grouped_mm: _grouped_product,
         torch.ops.aten.convolution_backward: _convolution_backward,
+        torch.ops.estfx.opaque_module: opaque_flops,
+        torch.ops.estfx.opaque_module_backward: lambda *given, **_: 2 * opaque_flops(*given),  # of both gradients
     }
     own = torch.ops.transformers  # the operators that transformers registers, if it was imported
     if hasattr(own, "grouped_mm_fallback"):

@@ -31,6 +31,15 @@ from estfx.graphs.fx_graphs import (
     tensor_of,
 )
 from estfx.graphs.gather import take
+from estfx.graphs.opaque_modules import (
+    TENSOR,
+    OpaqueModule,
+    OpaqueOutput,
+    opaque_flops,
+    opaque_module_of,
+    opaque_modules,
+    put_opaque_modules,
+)
 from estfx.graphs.pipeline import Analysis, Pass, Rewrite, run_passes
 from estfx.graphs.printing import (
     argument_text,
@@ -50,10 +59,13 @@ __all__ = [
     "BRANCH",
     "CASTS",
     "COLORS",
+    "TENSOR",
     "Analysis",
     "Axis",
     "Dim",
     "Extent",
+    "OpaqueModule",
+    "OpaqueOutput",
     "Pass",
     "Product",
     "Rewrite",
@@ -82,10 +94,14 @@ __all__ = [
     "kept_functions",
     "memory_of",
     "nodes_within",
+    "opaque_flops",
+    "opaque_module_of",
+    "opaque_modules",
     "operator_name",
     "passes_of",
     "promoted",
     "propagate_shapes",
+    "put_opaque_modules",
     "replace_calls",
     "run_passes",
     "size_names",

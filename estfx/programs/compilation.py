@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from estfx.errors import EstfxError
+from estfx.graphs import opaque_modules
 from estfx.programs.recompute_gathers import RecomputeGathers
 
 __all__ = ["Compiled", "Compiler", "compiler_of", "load_compiled", "save_compiled"]
@@ -47,12 +48,13 @@ class Compiler:
                 options |= torch._inductor.list_mode_options(self.mode)  # a mode and options cannot both be given
             own = options.get(AFTER_JOINT) or []
             options[AFTER_JOINT] = [*(own if isinstance(own, (list, tuple)) else [own]), RecomputeGathers()]
-        return {"backend": BACKEND, "options": options or None, "fullgraph": True}
+        return {"backend": BACKEND, "options": options or None}
 
     def program(self, graph: GraphModule) -> Compiled:
         # The forward and not the module: a GraphModule's call looks into every exception that passes through it, in
         # code that torch.compile then tries to compile, and checkpointing stops its recomputation by an exception.
-        return Compiled(graph.forward, f"the program of {type(graph).__name__}", self)
+        whole = not opaque_modules(graph)  # around a module that no graph can hold, compilation may stop
+        return Compiled(graph.forward, f"the program of {type(graph).__name__}", self, whole)
 
     def outer_function(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
         """A function of the model around its layers, compiled once; as it is if `outside` was not asked for."""
@@ -85,9 +87,9 @@ def compiler_of(compile: bool, mode: str | None, options: Mapping[str, Any] | No
 class Compiled:
     """A compiled function. It says once for each cause that it had to be compiled again."""
 
-    def __init__(self, function: Callable[..., Any], what: str, compiler: Compiler) -> None:
+    def __init__(self, function: Callable[..., Any], what: str, compiler: Compiler, whole: bool = True) -> None:
         self.function, self.what, self.compiler = function, what, compiler
-        self.call = torch.compile(function, **compiler.given)
+        self.call = torch.compile(function, **compiler.given, fullgraph=whole)
         self.compiled_for: list[dict[str, str]] = []
         self.reported: set[str] = set()
 

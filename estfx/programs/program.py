@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from estfx.graphs import clone, run_passes, tags
+from estfx.graphs import clone, opaque_modules, run_passes, tags
 from estfx.passes import analysis, specialisation
 from estfx.programs.compilation import Compiler
 from estfx.tracing import TracedLayer, held_at
@@ -130,4 +130,9 @@ class Variant:
 
 def analysed(traced: TracedLayer, *, scales: bool = True) -> Variant:
     graph = run_passes(traced.graph, analysis())
-    return Variant(traced, tags.get(graph, tags.Roles), tags.get(graph, tags.Residuals), scales)
+    roles = tags.get(graph, tags.Roles)
+    opaque = dict.fromkeys(
+        f"`{each.path}` ({type(each.module).__name__}) runs as it is, always whole: {each.reason}"
+        for each in opaque_modules(graph)
+    )
+    return Variant(traced, replace(roles, notes=(*roles.notes, *opaque)), tags.get(graph, tags.Residuals), scales)

@@ -57,13 +57,13 @@ def test_compiled_programs_compute_what_uncompiled_ones_do() -> None:
     results = []
     for compiled in (False, True):
         model = estfx.transform(build("llama_grouped"), STAGES, compile=compiled)
-        for step in (3, 103, 193):
+        for step in (3, 193):  # the stages between have the widths of the first
             model.set_step(step)
             model.zero_grad()
             loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
             results.append((loss.item(), {n: p.grad for n, p in model.named_parameters()}))
-    for (loss, grads), (compiled_loss, compiled_grads) in zip(results[:3], results[3:], strict=True):
+    for (loss, grads), (compiled_loss, compiled_grads) in zip(results[:2], results[2:], strict=True):
         assert compiled_loss == pytest.approx(loss, rel=1e-5)
         for name, grad in grads.items():
             assert (grad is None) == (compiled_grads[name] is None)
@@ -175,7 +175,8 @@ def test_what_torch_compile_does_not_take_is_refused(options: dict[str, Any], sa
 
 
 def test_options_reach_the_compiler() -> None:
-    model = estfx.transform(build("gpt2"), STAGES, options={"max_autotune": False, "epilogue_fusion": False})
+    options = {"max_autotune": False, "epilogue_fusion": False}
+    model = estfx.transform(build("gpt2", n_layer=1), STAGES, options=options, compile_outside=False)
     given = model._runtime.compiler.given["options"]
     (own,) = given.pop("joint_custom_post_pass")
     assert isinstance(own, RecomputeGathers)

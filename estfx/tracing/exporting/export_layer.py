@@ -15,12 +15,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from estfx.errors import TraceError
-from estfx.graphs import is_model_code, kept_functions
+from estfx.graphs import is_model_code, kept_functions, put_opaque_modules
 from estfx.tracing.call_signature import flatten
 from estfx.tracing.effects import HeldState, Place, held_tensors_as_before
 from estfx.tracing.exporting.captured_stdout import held_output
 from estfx.tracing.exporting.ignored_numbers import without_unread
 from estfx.tracing.exporting.layer_state import Watch
+from estfx.tracing.exporting.opaque_parts import OpaqueParts
 from estfx.tracing.exporting.transformers_code import exportable_experts, loops_over_experts, reversible_patches
 from estfx.tracing.layer_call import LayerCall
 from estfx.tracing.layer_calls import outcome
@@ -98,22 +99,32 @@ def export_layer(call: LayerCall) -> tuple[ExportedProgram, frozenset[int]]:
     """torch.export of one layer in training mode, and the numbers among its arguments that it does not read.
 
     Every size is left open but those that are 1, which broadcast. A layer that is an unrolled loop over positions has
-    fixed sizes: with symbolic ones its export takes minutes. Raises TraceError if torch cannot export it, or if it sets
-    anything that it holds to something else.
+    fixed sizes: with symbolic ones its export takes minutes. A submodule that torch cannot export is one node. Raises
+    TraceError if torch cannot export the layer itself, or if it sets anything that it holds to something else.
     """
     leaves, spec = flatten(call.args, call.kwargs)
+    parts = OpaqueParts(call)
 
     def exported(given: list[Any]) -> ExportedProgram:
-        if call.operations <= UNROLLED or loops_over_experts(call.module):  # the loop is not what is exported
+        if call.operations <= UNROLLED or loops_over_experts(call.module) or parts.reasons:  # the loop is not exported
             with suppress(_Unrolled):
-                return _exported(call, given, spec, Dim.AUTO, UNROLLED)
-        return _exported(call, given, spec, Dim.STATIC, inf)
+                return _exported(call, given, spec, Dim.AUTO, UNROLLED, parts)
+        return _exported(call, given, spec, Dim.STATIC, inf, parts)
 
-    return without_unread(exported, leaves)
+    try:
+        return without_unread(exported, leaves)
+    except TraceError as error:
+        first, last = error, error
+    while parts.add(last):
+        try:
+            return without_unread(exported, leaves)
+        except TraceError as error:
+            last = error
+    raise first
 
 
 def _exported(
-    call: LayerCall, leaves: list[Any], spec: pytree.TreeSpec, open_size: Any, most: float
+    call: LayerCall, leaves: list[Any], spec: pytree.TreeSpec, open_size: Any, most: float, parts: OpaqueParts
 ) -> ExportedProgram:
     tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
     shapes = [[Dim.STATIC if size == 1 else open_size for size in tensor.shape] for tensor in tensors]
@@ -121,18 +132,22 @@ def _exported(
     with _training(call.module), exportable_experts(call.module), reversible_patches(), kept_functions():
         try:
             with (
+                parts.in_place(),
                 held_tensors_as_before(call.module),
                 torch.enable_grad(),
                 held_output(),
             ):  # torch prints the graph so far, beside what it raises
                 exported = torch.export.export(bound, (tensors,), dynamic_shapes=(shapes,), strict=False)
-        except (_Unrolled, TraceError):
+        except _Unrolled:
             raise
+        except TraceError as error:
+            raise TraceError(str(error)) from error  # of one kind with all others: its cause says where
         except Exception as error:
             raise TraceError(_failure(error)) from error
     lost = [f"sets `{name}` anew" for name in bound.watch.changed] + bound.lost
     if lost:
         raise TraceError(does_more(lost))
+    put_opaque_modules(exported.graph)  # which holds them from now on
     return exported
 
 
