@@ -36,8 +36,11 @@ ARITHMETIC = frozenset(
 def function_named(name: str, allowed: Collection[str] = ()) -> Callable[..., Any]:
     """The function that a dump calls by this name.
 
-    Raises EstfxError if there is none, or if it is neither of those above nor among the names in `allowed`.
+    For a part of the model that no graph can hold it is one that raises EstfxError. Raises EstfxError if there is no
+    such function, or if it is neither of those above nor among the names in `allowed`.
     """
+    if name.startswith("opaque:"):
+        return _left_out(name)
     found = _operator(name, allowed) if "::" in name else _python_function(name, allowed)
     if found is None:
         raise EstfxError(
@@ -46,6 +49,16 @@ def function_named(name: str, allowed: Collection[str] = ()) -> Callable[..., An
             f"allowed=[{name!r}]."
         )
     return found
+
+
+def _left_out(name: str) -> Callable[..., Any]:
+    """Stands for a part of the model that no graph can hold: the graph can be read, and not be run."""
+
+    def call(*_: Any) -> Any:
+        _, path, kind = name.split(":", 2)
+        raise EstfxError(f"the graph runs `{path}` ({kind}), a part of the model itself, which no file holds.")
+
+    return call
 
 
 def _operator(name: str, allowed: Collection[str]) -> Callable[..., Any] | None:

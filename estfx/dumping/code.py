@@ -12,7 +12,7 @@ from estfx.dumping.constants import packed
 from estfx.dumping.stage_graphs import StageGraphs
 from estfx.dumping.text import header, kind_header
 from estfx.errors import EstfxError
-from estfx.graphs import axes_text, is_own_function, passes_of, size_names, source_line, type_text
+from estfx.graphs import axes_text, is_own_function, opaque_module_of, passes_of, size_names, source_line, type_text
 
 __all__ = ["code"]
 
@@ -96,6 +96,11 @@ def _callable(target: Any, imports: set[str]) -> str:
         return f"torch.ops.{target}"
     if isinstance(target, torch._ops.HigherOrderOperator):
         return f"torch.ops.higher_order.{target.name()}"
+    if (opaque := opaque_module_of(target)) is not None:
+        raise EstfxError(
+            f"a graph calls `{opaque.path}` ({type(opaque.module).__name__}), a part of the model that no graph can "
+            "hold; use --format text."
+        )
     module, name = target.__module__, target.__qualname__
     if is_own_function(target):
         name += ".apply"

@@ -23,6 +23,7 @@ from estfx.graphs import (
     axes_text,
     branches_of,
     is_own_function,
+    opaque_module_of,
     operator_name,
     passes_of,
     size_names,
@@ -197,6 +198,8 @@ def _function_name(target: Any) -> str:
         return f"{target.namespace}::{target._schema.name.partition('::')[2]}.{target._overloadname}"
     if isinstance(target, torch._ops.HigherOrderOperator):
         return f"higher_order::{target.name()}"
+    if (opaque := opaque_module_of(target)) is not None:
+        return f"opaque:{opaque.path}:{type(opaque.module).__name__}"
     kind = "autograd:" if is_own_function(target) else ""
     return f"{kind}{'operator' if target.__module__ == '_operator' else target.__module__}:{target.__qualname__}"
 

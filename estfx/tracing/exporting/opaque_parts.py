@@ -97,12 +97,12 @@ class OpaqueParts:
                 if not inputs or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
                     raise TraceError(f"`{path}` takes no tensor, or gives what is none")
                 flops = counter.get_total_flops()
-                seen[path].append(_Result(tuple(t.to("meta") for t in leaves), spec, flops, inputs[0].numel()))
+                seen[path].append(_Result(tuple(t.detach().to("meta") for t in leaves), spec, flops, inputs[0].numel()))
 
             return hook
 
         held = HeldState(layer, call.args, call.kwargs)
-        with run_quietly(layer), values_on_meta(layer), ExitStack() as stack:
+        with run_quietly(layer), torch.enable_grad(), values_on_meta(layer), ExitStack() as stack:
             for path in self.reasons:
                 module = layer.get_submodule(path)
                 stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)

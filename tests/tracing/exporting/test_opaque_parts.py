@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import estfx
+from estfx.dumping import GraphRecord, graph_module, graph_record
 from estfx.programs import compilation
 from estfx.schedules import Schedule, Stage
 
@@ -207,3 +208,13 @@ def test_a_part_that_keeps_something_leaves_the_layer_whole() -> None:
     for layer in others:
         assert not layer.axes
         assert "calls" in layer.notes[0]
+
+
+def test_a_written_graph_can_be_read_and_says_what_it_lacks() -> None:
+    (graph,) = estfx.trace(chain(), (stream(),)).programs.values()
+    again = graph_module(GraphRecord.model_validate_json(graph_record(graph).model_dump_json()), "Block")
+    shapes = [node.meta["val"].shape for node in graph.graph.nodes if node.op == "placeholder"]
+    with pytest.raises(estfx.EstfxError, match=r"runs `mlp.experts` \(HitExperts\), a part of the model itself"):
+        again(*(torch.zeros([int(size) for size in shape]) for shape in shapes))
+    with pytest.raises(estfx.EstfxError, match=r"calls `mlp.experts` \(HitExperts\).*use --format text"):
+        estfx.dump(Decoder(*chain().layers), HALF, 0, format="code", example_inputs=(torch.arange(51).view(3, 17),))
