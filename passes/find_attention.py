@@ -26,16 +26,17 @@ class FindAttention(Analysis):
                                                             heads: kv
 
     A core is the fused operator, or a softmax over the last dimension whose result is contracted with values along it.
-    Of its axes the KV heads are taken, so that whole groups go together; with a single KV head, the query heads. An
+    Of its axes the KV heads are taken, so that whole groups go together; with a single KV head, the query heads, which
+    the values know nothing of. An
     axis with an obstacle (`Axes.obstacle`) stays whole, and a note says why.
     """
 
-    needs: ClassVar = (tags.Axes,)
+    needs: ClassVar = (tags.Axes, tags.Interface)
     puts: ClassVar = (tags.Roles,)
 
     def run(self, gm: GraphModule) -> int:
         axes = tags.get(gm, tags.Axes)
-        cores = tuple(_cores(gm, axes))
+        cores = tuple(_cores(gm, axes, tags.get(gm, tags.Interface).stream))
         found: list[tags.Role] = []
         notes: list[str] = []
         for core in cores:
@@ -65,7 +66,7 @@ def _axes_of(dims: Iterable[object]) -> list[Axis]:
     return list(dict.fromkeys(axis for dim in dims for axis in dim.axes()))  # type: ignore[attr-defined]
 
 
-def _cores(gm: GraphModule, axes: tags.Axes) -> Iterator[tags.Core]:
+def _cores(gm: GraphModule, axes: tags.Axes, stream: str) -> Iterator[tags.Core]:
     for node in gm.graph.nodes:
         if node.target in FUSED:
             out, values = axes.dims[node.name], axes.dims[arguments(node)["value"].name]
@@ -73,11 +74,12 @@ def _cores(gm: GraphModule, axes: tags.Axes) -> Iterator[tags.Core]:
             shared = set(_axes_of(values[:-2]))
             yield tags.Core(node.name, tuple(batch), tuple(a for a in batch if a in shared), tuple(_axes_of(out[-1:])))
         elif node.target in SOFTMAX and arguments(node)["dim"] in (-1, tensor_of(node).ndim - 1):
-            yield from _core_by_hand(node, axes)
+            yield from _core_by_hand(node, axes, stream)
 
 
-def _core_by_hand(softmax: Node, axes: tags.Axes) -> Iterator[tags.Core]:
+def _core_by_hand(softmax: Node, axes: tags.Axes, stream: str) -> Iterator[tags.Core]:
     weighed = set(_axes_of(axes.dims[softmax.name][-1:]))
+    positions = set(_axes_of(axes.dims[stream]))
     closings = {closing.node: closing for closing in axes.closings}
     todo, seen = list(softmax.users), {softmax}
     while todo:
@@ -90,7 +92,8 @@ def _core_by_hand(softmax: Node, axes: tags.Axes) -> Iterator[tags.Core]:
             left = {a for n in operands if n in seen for a in _axes_of(axes.dims[n.name])}
             right = {a for n in operands if n not in seen for a in _axes_of(axes.dims[n.name])}
             out = _axes_of(axes.dims[node.name])
-            batch = tuple(a for a in out if a in left and a in right)
-            yield tags.Core(node.name, batch, batch, tuple(a for a in out if a in right and a not in left))
+            shared = tuple(a for a in out if a in left and a in right)
+            own = tuple(a for a in out if a in left and a not in right and a not in positions and not a.dynamic)
+            yield tags.Core(node.name, (*shared, *own), shared, tuple(a for a in out if a in right and a not in left))
         elif node.name not in closings and weighed.intersection(_axes_of(axes.dims[node.name])):
             todo.extend(node.users)

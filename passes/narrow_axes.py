@@ -95,7 +95,8 @@ class _Narrowing:
         for node in list(self.gm.graph.nodes):
             if node.op == "output" or not self._concerns(node, resize):
                 continue
-            if node.op in ("placeholder", "get_attr") or node.target in FACTORIES:
+            born = node.op in ("placeholder", "get_attr") or node.name in self.axes.born
+            if born or node.target in FACTORIES:
                 edits += self._gather(node)
             elif (resizer := entry(RESIZERS, node.target)) is not None:
                 self.anchor = node

@@ -17,7 +17,19 @@ from torch.fx import GraphModule, Node
 
 from estfx.axes.algebra import Algebra, Ref
 from estfx.axes.linear_paths import leading_into_stream
-from estfx.axes.rule_tables import FACTORIES, RESIZERS, RULES, Arguments, Dims, check_result, entry, resizer, rule
+from estfx.axes.rule_tables import (
+    FACTORIES,
+    RESIZERS,
+    RULES,
+    STATISTICS,
+    Arguments,
+    Dims,
+    check_result,
+    entry,
+    resizer,
+    rule,
+)
+from estfx.axes.whole_weights import whole_weights
 from estfx.graphs import (
     Axis,
     Dim,
@@ -35,7 +47,19 @@ from estfx.graphs import (
     writes,
 )
 
-__all__ = ["FACTORIES", "RESIZERS", "RULES", "Arguments", "Dims", "Resize", "Walk", "entry", "resizer", "rule"]
+__all__ = [
+    "FACTORIES",
+    "RESIZERS",
+    "RULES",
+    "STATISTICS",
+    "Arguments",
+    "Dims",
+    "Resize",
+    "Walk",
+    "entry",
+    "resizer",
+    "rule",
+]
 
 
 @dataclass
@@ -59,6 +83,7 @@ class Walk:
         self.couplings: list[tuple[Ref, Node]] = []
         self.carriers: set[Node] = set()  # of numbers from the stream; what only depends on positions is none
         self.mixing: list[tuple[Node, Ref | None]] = []
+        self.whole = whole_weights(gm, interface, _is_followed)
 
     # -- for rules --------------------------------------------------------------------------------
 
@@ -167,6 +192,9 @@ class Walk:
     def _visit(self, node: Node) -> Dims | list[Dims]:
         if node.op in ("placeholder", "get_attr"):
             return self.fresh_like(node) if has_tensor(node) else ()  # the body of a loop or a branch has no shape
+        if node in self.whole.computed:
+            dims = self.pin_all(node, f"a weight is computed of the whole at {describe(node)}")
+            return self.fresh_like(node) if node in self.whole.born else dims
         if node.target is operator.getitem:
             dims = self.dims[node.args[0]]  # type: ignore[index]
             return dims[node.args[1]] if isinstance(dims, list) else ()  # type: ignore[index]
@@ -242,7 +270,15 @@ class Walk:
             mixing=frozenset(
                 node.name for node, over in self.mixing if over is None or positions.intersection(dim(over).axes())
             ),
+            born=frozenset(node.name for node in self.whole.born),
         )
+
+
+def _is_followed(node: Node) -> bool:
+    """Whether the result for a part of the operands is a part of the result, and a rule says which."""
+    if writes(node) or node.target in STATISTICS:
+        return False
+    return entry(RULES, node.target) is not None or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _has_numbers(node: Node) -> bool:

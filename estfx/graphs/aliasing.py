@@ -7,7 +7,7 @@ import operator
 import torch
 from torch.fx import Node
 
-from estfx.graphs.fx_graphs import has_tensor, tensor_of
+from estfx.graphs.fx_graphs import arguments, has_tensor, tensor_of
 
 __all__ = ["CASTS", "is_view", "memory_of", "writes"]
 
@@ -37,8 +37,19 @@ def is_view(node: Node) -> bool:
 def memory_of(node: Node) -> Node | None:
     """The node that made the memory which the node's value lies in; None if that is not known."""
     while is_view(node):
-        source = node.args[0] if node.args else None
+        source = _source(node)
         if not isinstance(source, Node):
             return None
         node = source
     return node if has_tensor(node) or isinstance(node.meta.get("val"), (list, tuple)) else None
+
+
+def _source(view: Node) -> object:
+    """The argument whose memory the value of a view lies in: the first one, or what an operator writes to (`out=`)."""
+    if isinstance(view.target, torch._ops.OpOverload) and view.target not in CASTS:
+        schema = view.target._schema
+        given = next(result.alias_info.before_set for result in schema.returns if result.alias_info is not None)
+        for argument in schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.before_set & given:
+                return arguments(view)[argument.name]
+    return view.args[0] if view.args else None

@@ -89,6 +89,7 @@ class Axes:
     closings: tuple[Closing, ...]
     coupled: Mapping[Axis, tuple[str, ...]]  # axes over which a statistic is taken, and where
     mixing: frozenset[str] = frozenset()  # operators that bring positions of the sequence together
+    born: frozenset[str] = frozenset()  # weights that are computed whole, of which the kept units are taken
 
     def obstacle(self, axis: Axis, inner: bool = False) -> str:
         """Why an axis may not be made smaller, in words, or an empty string.

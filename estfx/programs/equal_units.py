@@ -7,6 +7,7 @@ such a case: their router divides by the sum over the kept experts, and total / 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ def differing_factor(variant: Variant, narrowed_axes: Collection[Axis], inputs: 
     units = [axis for axis in narrowed_axes if not any(_differs_by_unit(node, axes, axis) for node in nodes)]
     if not units:
         return 0.0
+    _hold_computed_weights(graph, axes, [*inputs, *weights])
     for node in graph.graph.nodes:
         if node.op == "get_attr" and isinstance(value := getattr(graph, str(node.target), None), torch.Tensor):
             graph.register_buffer(
@@ -53,6 +55,36 @@ def differing_factor(variant: Variant, narrowed_axes: Collection[Axis], inputs: 
     want = _of_branches(promoted(graph), given)
     got = _of_branches(narrowed, [*sides, *indices, *given[len(inputs) :]])
     return max(float((w - g).abs().max() / w.abs().max().clamp(min=1e-300)) for w, g in zip(want, got, strict=True))
+
+
+def _hold_computed_weights(graph: GraphModule, axes: tags.Axes, given: Tensors) -> None:
+    """Puts the values of weights that are computed whole into the graph, in the place of what computes them."""
+    values = _Values(promoted(clone(graph)), axes.born)
+    if axes.born:
+        values.run(*given)
+    for node in list(graph.graph.nodes):
+        if node.name in axes.born:
+            graph.register_buffer(f"held_{node.name}", values.found[node.name], persistent=False)
+            with graph.graph.inserting_before(node):
+                held = graph.graph.get_attr(f"held_{node.name}")
+            held.meta = dict(node.meta)
+            node.replace_all_uses_with(held)
+            graph.graph.erase_node(node)
+            held.name = node.name  # by which its dimensions are known
+
+
+class _Values(torch.fx.Interpreter):
+    """Keeps some of a graph's values when it is run."""
+
+    def __init__(self, graph: GraphModule, names: Collection[str]) -> None:
+        super().__init__(graph)
+        self.names, self.found = names, dict[str, torch.Tensor]()
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            self.found[n.name] = value.detach()
+        return value
 
 
 def _of_branches(graph: GraphModule, given: Tensors) -> Tensors:

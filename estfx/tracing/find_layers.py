@@ -1,9 +1,10 @@
-"""Which of a model's modules are its layers: three places to look, each tried only if those before it had none.
+"""Which of a model's modules are its layers: four places to look, each tried only if those before it had none.
 
 1. Members of `nn.ModuleList`s that map a stream to its own shape.
 2. Members of `nn.Sequential`s and `nn.ModuleDict`s. Such a container may as well hold the parts of one MLP or the whole
    model, so its members must be in a chain: the stream that one returns is the tensor that another is given.
 3. Plain attributes, `block0 … block5`: siblings of one class, in a chain likewise.
+4. One module that is called again with what it returned.
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ def attributes_of_one_class(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def all_modules(model: nn.Module) -> dict[str, nn.Module]:
+    modules = model.named_modules()
+    return {path: m for path, m in modules if path and could_be_a_layer(m) and not isinstance(m, CONTAINERS)}
+
+
 # -- which of them are layers --------------------------------------------------------------------------------------
 
 
@@ -134,6 +140,11 @@ def chains_of_one_class(recording: Recording) -> list[str]:
     return outermost([path for path in _with_streams(recording) if path in chained], recording)
 
 
+def called_again(recording: Recording) -> list[str]:
+    chained = _chained(recording, lambda path: path)
+    return outermost([path for path in _with_streams(recording) if path in chained], recording)
+
+
 def layer_calls(paths: Iterable[str], recording: Recording) -> list[LayerCall]:
     """The calls of the layers at these paths, in order, each under a name of its own."""
     chosen = set(paths)
@@ -159,4 +170,5 @@ WAYS = (
     Way(members_of_lists, every_stream),
     Way(members_of_other_containers, chains_in_containers),
     Way(attributes_of_one_class, chains_of_one_class),
+    Way(all_modules, called_again),
 )

@@ -131,6 +131,28 @@ def test_refusal_of_a_single_head() -> None:
     assert roles.notes == ("the attention core scaled_dot_product_attention has a single head",)
 
 
+class MultiQuery(nn.Module):
+    """All heads share one key and one value, which have no dimension for them; by einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Parameter(torch.randn(HIDDEN, HEADS, HEAD_DIM) / HIDDEN**0.5)
+        self.k, self.v = (nn.Parameter(torch.randn(HIDDEN, HEAD_DIM) / HIDDEN**0.5) for _ in range(2))
+        self.out = nn.Parameter(torch.randn(HEADS, HEAD_DIM, HIDDEN) / HIDDEN**0.5)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        q = torch.einsum("btd,dhk->bhtk", x_BTD, self.q)
+        k, v = (torch.einsum("btd,dk->btk", x_BTD, w) for w in (self.k, self.v))
+        weights = torch.einsum("bhtk,bsk->bhts", q, k).softmax(-1)
+        mixed = torch.einsum("bhts,bsk->bhtk", weights, v)
+        return torch.einsum("bhtk,hkd->btd", mixed, self.out)
+
+
+def test_query_heads_that_the_values_know_nothing_of_are_heads() -> None:
+    roles = tags.get(run_passes(before(FindAttention, PreNorm(MultiQuery())), analysis()[-3:]), tags.Roles)
+    assert [(role.name, role.axis.size) for role in roles.found] == [("heads", HEADS), ("neurons", 56)]
+
+
 def test_a_softmax_that_weighs_nothing_is_no_core() -> None:
     def function(layer: Layer, x: torch.Tensor) -> torch.Tensor:
         return x + layer.g(layer.f(x).softmax(dim=-1))

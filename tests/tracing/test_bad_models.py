@@ -151,22 +151,23 @@ def test_weights_of_eight_bits_are_narrowed(linear: type[nn.Module]) -> None:
     assert gradients(model)[1].keys() == {f"{runs}.up.bias", f"{runs}.down.bias"}
 
 
-def test_packed_weights_stay_whole_and_the_report_says_why() -> None:
+def test_packed_weights_are_unpacked_whole_and_of_them_the_kept_rows_are_taken() -> None:
     model = quantised(PackedLinear)
     twin = copy.deepcopy(model)
     evolving(model)
-    assert axes(model) == [{}, {}]
-    assert all(layer.droppable for layer in model.report.layers)
-    assert "stays whole: no rule for the operator at and_1" in model.report.layers[0].notes[0]
+    assert axes(model) == [{"neurons": 56}] * 2
     assert_whole_is(model, twin)
-
-
-def test_packed_weights_leave_the_heads_beside_them_alone() -> None:
-    layers = [PreNorm(), PreNorm()]
-    for layer in layers:
-        layer.mlp.up, layer.mlp.down = PackedLinear(layer.mlp.up), PackedLinear(layer.mlp.down)
-    model = evolving(Stack(*layers))
-    assert axes(model) == [{"heads": 5}] * 2
+    model.set_step(NARROW)
+    got, _ = gradients(model)
+    units = model.subnetwork.units
+    for name, layer in twin.layers.named_children():
+        kept = units.get(f"layers.{name}", {}).get("neurons")
+        if kept is None:
+            layer.forward = lambda x: x
+        else:
+            mask = torch.zeros(56).index_fill(0, torch.as_tensor(kept), 56 / len(kept))
+            layer.down.register_forward_pre_hook(lambda _, given, mask=mask: (given[0] * mask,))
+    torch.testing.assert_close(got, gradients(twin)[0])
 
 
 @torch.library.custom_op("estfx_tests::product", mutates_args=())

@@ -88,6 +88,23 @@ def test_a_refusal_names_what_could_be_meant() -> None:
     )
 
 
+class OneBlock(nn.Module):
+    """A block that is called again with what it returned, as in universal transformers; and a head like it, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = PreNorm(), PreNorm()
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            x_BTD = self.block(x_BTD)
+        return self.last(x_BTD * 2)
+
+
+def test_one_module_that_is_called_again_is_a_layer_each_time() -> None:
+    assert list(estfx.trace(OneBlock(), (stream(),)).layers) == ["block", "block#2", "block#3"]
+
+
 def test_what_a_module_in_two_layers_reads_counts_for_both() -> None:
     """A difference that is only read within a list in a layer makes kinds."""
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from estfx.axes.walk import Arguments, Dims, Resize, Walk, resizer, rule
+from estfx.axes.walk import RULES, STATISTICS, Arguments, Dims, Resize, Walk, resizer, rule
 from estfx.graphs import Product, describe
 
 aten = torch.ops.aten
@@ -125,3 +125,6 @@ def resize_group_norm(resize: Resize, node: Node, a: Arguments) -> dict[str, Any
             break
         whole, groups = whole * factor.size, groups * factor.narrowed_size(resize.kept)
     return {"num_groups": groups}
+
+
+STATISTICS.update(overload for overload, function in RULES.items() if function.__module__ == __name__)
