@@ -82,7 +82,7 @@ class Walk:
         self.closings: list[_Closing] = []
         self.couplings: list[tuple[Ref, Node]] = []
         self.carriers: set[Node] = set()  # of numbers from the stream; what only depends on positions is none
-        self.mixing: list[tuple[Node, Ref | None]] = []
+        self.mixing: list[tuple[Node, Ref | None, Dims]] = []
         self.whole = whole_weights(gm, interface, _is_followed)
 
     # -- for rules --------------------------------------------------------------------------------
@@ -167,9 +167,13 @@ class Walk:
         """`node` takes a statistic over these dimensions."""
         self.couplings.extend((ref, node) for ref in refs)
 
-    def mix(self, node: Node, over: Ref | None = None) -> None:
-        """`node` brings positions of the sequence together; with `over`, only if that dimension counts positions."""
-        self.mixing.append((node, over))
+    def mix(self, node: Node, over: Ref | None = None, aligned: Dims = ()) -> None:
+        """`node` brings positions of the sequence together.
+
+        With `over`, only if that dimension counts positions; not if all positions are among the dimensions `aligned`,
+        in which the operands are taken one by one.
+        """
+        self.mixing.append((node, over, aligned))
 
     # -- the walk ---------------------------------------------------------------------------------
 
@@ -268,7 +272,10 @@ class Walk:
             ),
             coupled={axis: tuple(names) for axis, names in coupled.items()},
             mixing=frozenset(
-                node.name for node, over in self.mixing if over is None or positions.intersection(dim(over).axes())
+                node.name
+                for node, over, aligned in self.mixing
+                if (over is None or positions.intersection(dim(over).axes()))
+                and not positions <= {axis for ref in aligned for axis in dim(ref).axes()}
             ),
             born=frozenset(node.name for node in self.whole.born),
         )

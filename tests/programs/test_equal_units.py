@@ -47,7 +47,7 @@ def test_experts_whose_router_divides_by_what_is_kept_are_not_narrowed() -> None
     estfx.transform(model, estfx.Schedule.est(30), example_inputs=(torch.randn(2, 5, HIDDEN),), compile=False)
     report: estfx.Report = model.report  # type: ignore[assignment]
     for layer in report.layers:
-        assert [axis.size for axis in layer.axes] == [INNER]
+        assert [(axis.role, axis.size) for axis in layer.axes] == [("neurons", INNER)]
         assert any("(6) stay whole" in note and "divides by what is kept" in note for note in layer.notes)
 
 

@@ -28,10 +28,10 @@ def _matmul(walk: Walk, node: Node, left: str, right: str, a: Arguments, shape: 
     inner = y[-2] if len(y) > 1 else y[-1]
     rows, columns = (x[-2:-1] if len(x) > 1 else ()), (y[-1:] if len(y) > 1 else ())
     walk.unify(node, x[-1], inner)
-    if a[left] in walk.carriers and a[right] in walk.carriers:
-        walk.mix(node)
     own = len(rows) + len(columns)
-    batch = _batch(walk, node, x[:-2], y[:-2], shape[: len(shape) - own])
+    batch, shared = _batch(walk, node, x[:-2], y[:-2], shape[: len(shape) - own])
+    if a[left] in walk.carriers and a[right] in walk.carriers:
+        walk.mix(node, aligned=shared)
     if a[left] in walk.carriers or a[right] not in walk.carriers:
         walk.close(node, left, -1, x[-1], columns)
     else:
@@ -39,14 +39,17 @@ def _matmul(walk: Walk, node: Node, left: str, right: str, a: Arguments, shape: 
     return (*batch, *rows, *columns)
 
 
-def _batch(walk: Walk, node: Node, x: Dims, y: Dims, shape: tuple[int, ...]) -> Dims:
+def _batch(walk: Walk, node: Node, x: Dims, y: Dims, shape: tuple[int, ...]) -> tuple[Dims, Dims]:
+    """The dimensions of the batch, and those of them that both operands have."""
     result: list[Ref] = []
+    shared: list[Ref] = []
     for back in range(len(shape), 0, -1):
         refs = [d[-back] for d in (x, y) if back <= len(d) and walk.algebra.size(d[-back]) == shape[-back]]
         if len(refs) == 2:
             walk.unify(node, *refs)
+            shared.append(refs[0])
         result.append(refs[0])
-    return tuple(result)
+    return tuple(result), tuple(shared)
 
 
 @rule(aten.mm.default, aten.bmm.default)
@@ -96,8 +99,9 @@ def einsum(walk: Walk, node: Node, a: Arguments) -> "Dims | list[Dims]":
                     walk.unify(node, letters[letter], ref)
             else:
                 letters[letter] = ref
-    if sum(source in walk.carriers for source in a["tensors"]) > 1:
-        walk.mix(node)
+    carried = [set(term) for term, source in zip(operands, a["tensors"], strict=True) if source in walk.carriers]
+    if len(carried) > 1:
+        walk.mix(node, aligned=tuple(letters[x] for x in sorted(set(result).intersection(*carried))))
     for letter in sorted(letters.keys() - set(result)):
         holders = [i for i, term in enumerate(operands) if letter in term]
         from_stream = [i for i in holders if a["tensors"][i] in walk.carriers] or holders
