@@ -147,6 +147,7 @@ def evolving_class(cls: type[nn.Module]) -> type[nn.Module]:
                     return cls.__call__(self, *args, **kwargs)
             if not self.training and not runtime.idle:
                 _warn_of_eval_mode(self, runtime)
+                kwargs = _packed_as_in_training(self, kwargs)
             return cls.__call__(self, *args, **kwargs)
 
         def __reduce_ex__(self: nn.Module, protocol: object) -> tuple[Any, ...]:
@@ -178,6 +179,18 @@ def _warn_of_eval_mode(model: nn.Module, runtime: Runtime) -> None:
             "nothing is saved. Call model.train() before training (from_pretrained gives a model in eval mode), or "
             "evaluate under torch.no_grad()."
         )
+
+
+def _packed_as_in_training(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`use_cache=False` for documents that are packed by `position_ids` alone, as in training.
+
+    With an empty KV cache, transformers takes them for one document, and each would see those before it.
+    """
+    positions = kwargs.get("position_ids")
+    if not isinstance(positions, torch.Tensor) or kwargs.get("attention_mask") is not None:
+        return kwargs
+    packed = bool((positions.diff(dim=-1) != 1).any())
+    return without_cache(model, kwargs) if packed else kwargs
 
 
 def _compiled_in_training(loss: property) -> property:

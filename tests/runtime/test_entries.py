@@ -125,3 +125,21 @@ def test_a_number_that_is_another_at_every_call_is_told(caplog: pytest.LogCaptur
     told = [record.message for record in caplog.records if "values of one argument" in record.message]
     assert len(told) == 1
     assert "Give a value that changes as a tensor" in told[0]
+
+
+@pytest.mark.parametrize("name", ["llama_grouped", "gpt2"])
+def test_documents_packed_by_position_ids_are_kept_apart_in_evaluation_too(name: str) -> None:
+    ids = tokens()
+    length = ids.shape[1]
+    positions = torch.cat([torch.arange(5), torch.arange(length - 5)])[None].expand(len(ids), -1)
+    model: Any = estfx.transform(build(name), Schedule(stages=[Stage(start=0)]), compile=False)
+    model.set_step(0)
+    trained = model(input_ids=ids, position_ids=positions).logits
+    first = model(input_ids=ids[:, :5]).logits
+    assert torch.allclose(trained[:, :5], first, atol=1e-5)
+    model.eval()
+    with torch.no_grad():
+        assert torch.allclose(model(input_ids=ids, position_ids=positions).logits, trained, atol=1e-5)
+        whole = model(input_ids=ids, position_ids=torch.arange(length)[None])
+    assert whole.past_key_values is not None  # which one document has as before
+    assert not torch.allclose(whole.logits, trained, atol=1e-3)
