@@ -17,11 +17,16 @@ __all__ = ["narrowed_parameters", "numbers_left_out", "owned_by"]
 
 
 def narrowed_parameters(
-    layers: MountedLayers, variants: Mapping[str, Variant | None], state: StepState, model: nn.Module
+    layers: MountedLayers,
+    variants: Mapping[str, Variant | None],
+    state: StepState,
+    model: nn.Module,
+    by_layer: bool = False,
 ) -> dict[str, dict[int, torch.Tensor]]:
     """The kept indices by parameter and dimension, of the parameters that a step narrows.
 
-    `variants`: of each layer, as it was in that step.
+    `variants`: of each layer, as it was in that step. A parameter that several layers share is given once, with what
+    any of them keeps; with `by_layer` under its name in each layer that runs, with what that layer keeps.
     """
     uses: dict[str, list[dict[int, set[int]]]] = {}  # parameter → for each call that reads it, kept by dimension
     owners = owned_by(model, [model.get_submodule(path) for path in layers.paths.values()])
@@ -42,8 +47,9 @@ def narrowed_parameters(
         for path, dims in kept.items():
             name = owners.get(id(resolve(module, path)))
             if name is not None:  # else it is a buffer, or has a use outside of the layers
+                name = f"{layers.paths[layer]}.{path}" if by_layer else name
                 uses.setdefault(name, []).append(dims)
-    sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    sizes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     found: dict[str, dict[int, torch.Tensor]] = {}
     for name, each in uses.items():
         for dim in sorted(set.intersection(*map(set, each))):  # else one of the calls has all of that dimension

@@ -296,5 +296,5 @@ class Runtime:
     def subnetwork(self, model: nn.Module) -> Subnetwork:
         """What is kept at the step in force."""
         state = self.require_step()
-        narrowed = partial(narrowed_parameters, self.layers, self.layers.variants(model), state, model)
+        narrowed = partial(narrowed_parameters, self.layers, self.layers.variants(model), state, model, by_layer=True)
         return Subnetwork(state.step, dict(state.running), state.units(), narrowed)

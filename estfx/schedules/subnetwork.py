@@ -24,7 +24,8 @@ class Subnetwork:
     _parameters: Callable[[], dict[str, dict[int, torch.Tensor]]] = field(repr=False, compare=False)
 
     def parameters(self) -> dict[str, dict[int, torch.Tensor]]:
-        """For every parameter that this step narrows, its name in `model.named_parameters()`, the kept indices by
-        dimension. Skipped layers' parameters are not listed.
+        """For every parameter that this step narrows, its name in `model.named_parameters(remove_duplicate=False)`, the
+        kept indices by dimension. Skipped layers' parameters are not listed. A parameter that several layers share is
+        listed under its name in each of them, with the layer's own draw.
         """
         return self._parameters()

@@ -80,7 +80,9 @@ def test_a_part_is_the_whole_masked(name: str) -> None:
     want = loss_and_gradients(plain)
     assert got.keys() == want.keys()
     for each, value in want.items():
-        torch.testing.assert_close(got[each], value, rtol=1e-9, atol=1e-10, msg=lambda said, each=each: f"{each}: {said}")
+        torch.testing.assert_close(
+            got[each], value, rtol=1e-9, atol=1e-10, msg=lambda said, each=each: f"{each}: {said}"
+        )
 
 
 def test_a_parametrization_that_changes_buffers_leaves_its_layer_whole() -> None:

@@ -112,24 +112,39 @@ def test_parameters_are_listed_if_any_call_runs() -> None:
         assert listed == running
 
 
-def test_a_tied_parameter_lists_what_any_of_its_layers_keeps() -> None:
+def test_a_tied_parameter_is_listed_in_each_layer_with_its_own_draw() -> None:
     model = evolving(tied_between_layers(), verify=False)
     model.set_step(11)  # heads alone are narrowed, all layers run
     assert not any("mlp" in name for name in model.subnetwork.parameters())
-    unions = set()
+    numbers = set()
     for step in range(8):
         model.set_step(step)
         kept = model.subnetwork
         listed = kept.parameters()
-        uses = [kept.units[n]["neurons"].tolist() for n in ("layers.0", "layers.1") if kept.layers[n]]
-        union = sorted(set().union(*uses))
-        unions.add(len(uses))
-        if uses:
-            assert listed["layers.0.mlp.up.weight"][0].tolist() == union
-        else:
-            assert "layers.0.mlp.up.weight" not in listed
-        assert "layers.1.mlp.up.weight" not in listed  # its name in named_parameters() is the first one
-    assert {1, 2} <= unions
+        for name in ("layers.0", "layers.1"):
+            if kept.layers[name]:
+                assert listed[f"{name}.mlp.up.weight"][0].tolist() == kept.units[name]["neurons"].tolist()
+            else:
+                assert f"{name}.mlp.up.weight" not in listed
+        numbers.add(sum(kept.layers[name] for name in ("layers.0", "layers.1")))
+    assert {1, 2} <= numbers
+
+
+def test_of_a_tied_parameter_an_optimizer_leaves_alone_what_no_layer_keeps() -> None:
+    schedule = SCHEDULE.model_copy(update={"idle_units": "left_alone"})
+    model: Any = estfx.transform(tied_between_layers(), schedule, example_inputs=(IDS,), compile=False, verify=False)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.5)
+    tied = model.layers[0].mlp.up.weight
+    for step in range(8):
+        model.set_step(step)
+        before = tied.detach().clone()
+        model(torch.randint(101, (2, 7))).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        kept = model.subnetwork
+        used = {unit for n in ("layers.0", "layers.1") if kept.layers[n] for unit in kept.units[n]["neurons"].tolist()}
+        changed = {row for row in range(len(tied)) if not torch.equal(tied[row], before[row])}
+        assert changed == used
 
 
 def test_a_parameter_with_a_use_outside_of_the_layers_is_not_listed() -> None:
