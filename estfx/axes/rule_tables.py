@@ -15,7 +15,18 @@ from estfx.axes.algebra import Algebra, Ref
 from estfx.errors import EstfxError
 from estfx.graphs import describe, extent_of
 
-__all__ = ["FACTORIES", "RESIZERS", "RULES", "STATISTICS", "Arguments", "Dims", "check_result", "entry", "resizer", "rule"]
+__all__ = [
+    "FACTORIES",
+    "RESIZERS",
+    "RULES",
+    "STATISTICS",
+    "Arguments",
+    "Dims",
+    "check_result",
+    "entry",
+    "resizer",
+    "rule",
+]
 
 Dims: TypeAlias = tuple[Ref, ...]
 Arguments: TypeAlias = Mapping[str, Any]
@@ -27,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 RULES: dict[object, Rule] = {}  # by overload, or by its name
 RESIZERS: dict[object, Resizer] = {}  # likewise
 FACTORIES: set[OpOverload] = set()  # operators whose result is born in them
-STATISTICS: set[OpOverload] = set()  # operators whose result for a part is not a part of the result
+STATISTICS: set[object] = set()  # operators whose result for a part is not a part of the result
 _NAME = re.compile(r"\w+::\w+(\.\w+)?")  # of an overload
 
 

@@ -25,7 +25,7 @@ class WholeWeights:
 
 
 def whole_weights(gm: GraphModule, interface: tags.Interface, follows: Callable[[Node], bool]) -> WholeWeights:
-    """What of a graph depends on no input but weights, from the first operator on that `follows` says no rule follows."""
+    """What depends on weights alone, from the first operator on for which no rule says which part gives which."""
     names = {name for name, _ in interface.weights}
     weights: set[Node] = set()
     computed: set[Node] = set()

@@ -54,8 +54,8 @@ def function_named(name: str, allowed: Collection[str] = ()) -> Callable[..., An
 def _left_out(name: str) -> Callable[..., Any]:
     """Stands for a part of the model that no graph can hold: the graph can be read, and not be run."""
 
-    def call(*_: Any) -> Any:
-        _, path, kind = name.split(":", 2)
+    def call(*given: Any) -> Any:
+        path, _, kind = name.removeprefix("opaque:").partition(":")
         raise EstfxError(f"the graph runs `{path}` ({kind}), a part of the model itself, which no file holds.")
 
     return call

@@ -1,7 +1,7 @@
 """Modules that no graph can hold, each as one node that calls the module's own code.
 
-Such a module loops over what is in its tensors, or branches on it. The node is given the module's arguments and then its
-weights, so that every layer of a kind runs it with its own. All that it reads and gives stays whole.
+Such a module loops over what is in its tensors, or branches on it. The node is given the module's arguments and then
+its weights, so that every layer of a kind runs it with its own. All that it reads and gives stays whole.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class OpaqueOutput:
     sizes: tuple[Size, ...]
 
     def shape(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
-        return [
-            size if isinstance(size, int) else prod(inputs[i].shape[dim] for i, dim in size) for size in self.sizes
-        ]
+        return [size if isinstance(size, int) else prod(inputs[i].shape[dim] for i, dim in size) for size in self.sizes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +94,14 @@ class OpaqueModule:
 @torch.library.custom_op("estfx::opaque_module", mutates_args=())
 def _opaque_module(number: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """Stands for the call where no tensor has values: while a layer is exported, and where its cost is counted."""
-    return _empty(number, tensors)
+    return _outputs(number, tensors)
 
 
-@_opaque_module.register_fake
-def _empty(number: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def _outputs(number: int, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [tensors[0].new_empty(output.shape(tensors), dtype=output.dtype) for output in _known[number].outputs]
+
+
+_opaque_module.register_fake(_outputs)
 
 
 @torch.library.custom_op("estfx::opaque_module_backward", mutates_args=())

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -152,18 +153,52 @@ def checked(path: Path, ranks: int | None = 1) -> Path:
                 "many as then, or pass --accept-changes."
             )
         raise CheckpointError(f"{path} lacks {', '.join(missing)}. {_remedy(path)}")
-    for file in [*weights, path / "optimizer.safetensors"]:
+    looks: dict[Path, Callable[[Path], object]] = dict.fromkeys([*weights, path / "optimizer.safetensors"], _tensors_in)
+    looks.update((path / state, _look_into_archive) for state in states)
+    looks.update((file, _look_into_json) for file in path.glob("*.json"))
+    for file, look in looks.items():
         try:
-            with safe_open(file, "pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}). {_remedy(path)}") from None
-    for file in path.glob("*.json"):
-        try:
-            parse_json(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+            look(file)
+        except (SafetensorError, BadZipFile, ValueError, KeyError, OSError) as error:
             raise CheckpointError(f"{file} is damaged ({error}). {_remedy(path)}") from None
     return path
+
+
+def _tensors_in(file: Path) -> set[str]:
+    """The names of the tensors in a file that is as long as it says it is."""
+    with safe_open(file, "pt") as opened:
+        return set(opened.keys())
+
+
+def _look_into_archive(file: Path) -> None:
+    """Raises BadZipFile unless every part of what `torch.save` wrote is as its checksum says."""
+    with ZipFile(file) as archive:
+        if (broken := archive.testzip()) is not None:
+            raise BadZipFile(f"{broken} is not what was written")
+
+
+def _look_into_json(file: Path) -> None:
+    """Raises ValueError for a file that is no JSON, or says other than the files and the step beside it."""
+    found = parse_json(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"an object was expected, it holds a {type(found).__name__}")
+    if file.name == "optimizer.json":
+        if lost := _named(found) - _tensors_in(file.with_suffix(".safetensors")):
+            raise ValueError(f"optimizer.safetensors lacks {', '.join(sorted(lost)[:3])}")
+    elif file.name == "model.safetensors.index.json":
+        if lost := {name for name in found["weight_map"].values() if not (file.parent / name).exists()}:
+            raise ValueError(f"there is no {', '.join(sorted(lost)[:3])}")
+    elif file.name == "trainer_state.json" and found.get("global_step") != step_of(file.parent):
+        raise ValueError(f"its step is {found.get('global_step')}")
+
+
+def _named(value: Any) -> set[str]:
+    """The tensors that a state which `save_state` wrote is made of."""
+    if isinstance(value, dict):
+        if isinstance(value.get("tensor"), str):
+            return {value["tensor"]}
+        value = list(value.values())
+    return set().union(*map(_named, value)) if isinstance(value, list) else set()
 
 
 def _remedy(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hand_written import HIDDEN, PreNorm, Residual, Stack, stream
+from hand_written import HIDDEN, Residual, Stack, stream
 from torch import nn
 from torch.nn import functional as F
 

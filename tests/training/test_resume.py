@@ -116,6 +116,19 @@ def test_a_kill_before_a_checkpoint_has_its_name_leaves_the_earlier_one(
     assert_same(tmp_path / "run", whole)
 
 
+def change(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def flip(path: Path) -> None:
+    """Changes one byte of the random numbers."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -125,6 +138,14 @@ def test_a_kill_before_a_checkpoint_has_its_name_leaves_the_earlier_one(
         (lambda path: (path / "optimizer.safetensors").unlink(), r"lacks optimizer\.safetensors"),
         (lambda path: (path / "trainer_state.json").write_text("{"), r"trainer_state\.json is damaged"),
         (lambda path: (path / "rng_state.pth").unlink(), r"lacks rng_state\.pth"),
+        (lambda path: os.truncate(path / "rng_state.pth", 300), r"rng_state\.pth is damaged"),
+        (lambda path: flip(path / "rng_state.pth"), r"rng_state\.pth is damaged"),
+        (
+            lambda path: (path / "scheduler.json").write_text("[]"),
+            r"scheduler\.json is damaged \(an object was expected",
+        ),
+        (lambda path: change(path / "trainer_state.json", '"global_step": 5', '"global_step": 3'), "its step is 3"),
+        (lambda path: change(path / "optimizer.json", "exp_avg", "exp_avj"), r"optimizer\.safetensors lacks \."),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_named(damage: Any, said: str, stopped: Path) -> None:
