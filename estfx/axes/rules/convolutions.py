@@ -12,6 +12,7 @@ from estfx.axes.walk import Arguments, Dims, Resize, Walk, resizer, rule
 from estfx.graphs import describe
 
 aten = torch.ops.aten
+NO_PADDING = ("valid", "same")  # of a filter that is one wide
 CONVOLUTIONS = (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding)
 
 
@@ -19,7 +20,7 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, a
 def convolution(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
     """`out[b, g·o, t] = Σ_{i, s} input[b, g·i, t + s] · weight[g·o, i, s] + bias[g·o]`, for each of the groups `g`.
 
-    What a filter slides over stays whole. So do the inputs of a group, where there are several of both: the dimension
+    What a filter slides over stays whole, unless it is one wide and meets each place once. So do the inputs of a group, where there are several of both: the dimension
     that the sum runs over holds the groups too, over which nothing is summed and which must not be scaled.
     """
     x, weight, groups = walk.of(a["input"]), walk.of(a["weight"]), a["groups"]
@@ -38,11 +39,20 @@ def convolution(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
         walk.pin(f"summed over in groups at {describe(node)}", inner)
     if a["bias"] is not None:
         walk.unify(node, weight[0], walk.of(a["bias"])[0])
-    after = walk.fresh_like(node)[len(batch) + 1 :]
+    after = list(walk.fresh_like(node)[len(batch) + 1 :])
     if any(walk.algebra.size(ref) > 1 for ref in weight[2:]):
         walk.mix(node)
-    walk.pin(f"a filter slides over it at {describe(node)}", *places, *after, *weight[2:])
+    for i, (place, width) in enumerate(zip(places, weight[2:], strict=True)):
+        if walk.algebra.size(width) == 1 and _each(a["stride"], i) == 1 and _each(a["padding"], i) in (0, *NO_PADDING):
+            after[i] = place
+        else:
+            walk.pin(f"a filter slides over it at {describe(node)}", place, after[i], width)
     return (*batch, weight[0], *after)
+
+
+def _each(given: Any, position: int) -> Any:
+    """An option for one of the places: it is given for all, or for each."""
+    return given if isinstance(given, (int, str)) else given[position % len(given)]
 
 
 def _by_group(walk: Walk, channels: Ref, groups: int) -> tuple[Ref, Ref] | None:

@@ -27,13 +27,13 @@ ROWS = [
     Row(CONV1D, depthwise(CONV1D, *CAUSAL), [(2, 6, 9), (6, 1, 3), (6,)], "a b !c, b 1 !d, b -> a b !e"),
     Row(CONV1D, depthwise(CONV1D, [2], [0], [3]), [(2, 6, 9), (6, 1, 3), (6,)], "a b !c, b 1 !d, b -> a b !e"),
     Row(CONV1D, depthwise(CONV1D, *CAUSAL), [(6, 9), (6, 1, 3), (6,)], "a !b, a 1 !c, a -> a !d"),
-    Row(CONV1D, depthwise(CONV1D, [1], [0], [1]), [(2, 6, 9), (6, 1, 1)], "a b !c, b 1 1 -> a b !d"),
+    Row(CONV1D, depthwise(CONV1D, [1], [0], [1]), [(2, 6, 9), (6, 1, 1)], "a b c, b 1 1 -> a b c"),
     # several for each channel
     Row(CONV1D, convolution(CONV1D, 5, CAUSAL), [(2, 5, 9), (15, 1, 3), (15,)], "a b !c, b·d 1 !e, b·d -> a b·d !f"),
     # all channels in all filters
     Row(CONV1D, convolution(CONV1D, 1, CAUSAL), [(2, 5, 9), (7, 5, 3), (7,)], "a Σb !c, d Σb !e, d -> a d !f"),
     Row(CONV1D, convolution(CONV1D, 1, CAUSAL, False), [(2, 5, 9), (7, 5, 3)], "a Σb !c, d Σb !e -> a d !f"),
-    Row(CONV1D, convolution(CONV1D, 1, ([1], [0], [1])), [(5, 9), (7, 5, 1), (7,)], "Σa !b, c Σa 1, c -> c !d"),
+    Row(CONV1D, convolution(CONV1D, 1, ([1], [0], [1])), [(5, 9), (7, 5, 1), (7,)], "Σa b, c Σa 1, c -> c b"),
     Row(CONV1D, convolution(CONV1D, 1, CAUSAL), [(2, 1, 9), (7, 1, 3), (7,)], "a 1 !b, c 1 !d, c -> a c !e"),
     # groups of several inputs and outputs: whole groups may go, and then nothing is missing from a sum
     Row(
@@ -71,7 +71,7 @@ ROWS = [
         SAME2D,
         convolution(SAME2D, 3, ([1, 1], "same", [1, 1])),
         [(2, 6, 9, 4), (15, 2, 3, 1), (15,)],
-        "a b·!c !d !e, b·f !c !g 1, b·f -> a b·f !h !i",
+        "a b·!c !d e, b·f !c !g 1, b·f -> a b·f !h e",
     ),
     Row(
         CONV1D,  # the channels are heads and head sizes, each with its own filter
