@@ -17,60 +17,79 @@ from estfx.graphs import Axis, Dim, clone, promoted, run_passes, tags
 from estfx.passes import specialisation
 from estfx.programs.program import Variant
 
-__all__ = ["differing_factor"]
+__all__ = ["differing_factor", "halved"]
 
 # what makes numbers that differ from unit to unit
 UNLIKE = ("arange", "linspace", "logspace", "eye", "rand", "normal", "bernoulli", "tril_indices", "triu_indices")
 Tensors = list[torch.Tensor]
 
 
-def differing_factor(variant: Variant, narrowed_axes: Collection[Axis], inputs: Tensors, weights: Tensors) -> float:
+def differing_factor(
+    variant: Variant,
+    narrowed_axes: Collection[Axis],
+    inputs: Tensors,
+    weights: Tensors,
+    narrowed: GraphModule | None = None,
+) -> float:
     """By how much, relative to the whole, the scaled part differs. An axis whose units are never alike is left out.
 
-    `inputs` and `weights` are those of the variant's graph, in float64.
+    `inputs` and `weights` are those of the variant's graph, in float64. `narrowed` is its graph with half the units of
+    all these axes, if there is one already.
     """
-    graph = clone(variant.traced.graph)
-    axes = tags.get(graph, tags.Axes)
-    nodes = list(graph.graph.nodes)
+    axes = tags.get(variant.traced.graph, tags.Axes)
+    nodes = list(variant.traced.graph.graph.nodes)
     units = [axis for axis in narrowed_axes if not any(_differs_by_unit(node, axes, axis) for node in nodes)]
     if not units:
         return 0.0
-    _hold_computed_weights(graph, axes, [*inputs, *weights])
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" and isinstance(value := getattr(graph, str(node.target), None), torch.Tensor):
-            graph.register_buffer(
-                str(node.target), _alike(value, axes.dims.get(node.name, ()), units), persistent=False
-            )
-    interface = tags.get(graph, tags.Interface)
+    kept = halved(units)
+    if narrowed is None or len(units) < len(narrowed_axes):
+        narrowed = run_passes(clone(variant.traced.graph), specialisation(kept))
+    graphs = [promoted(clone(graph)) for graph in (variant.traced.graph, narrowed)]
+    held = _computed_weights(graphs[0], axes, [*inputs, *weights])
+    for graph in graphs:
+        _hold(graph, held)
+        for node in graph.graph.nodes:
+            if node.op == "get_attr" and isinstance(value := getattr(graph, str(node.target), None), torch.Tensor):
+                alike = _alike(value, axes.dims.get(node.name, ()), units)
+                graph.register_buffer(str(node.target), alike, persistent=False)
+    interface = tags.get(graphs[0], tags.Interface)
     names = [interface.stream, *interface.sides, *(name for name, _ in interface.weights)]
     given = [_alike(x, axes.dims[n], units) for x, n in zip([*inputs, *weights], names, strict=True)]
-    kept = {axis: max(1, axis.size // 2) for axis in units}
-    narrowed = promoted(run_passes(clone(graph), specialisation(kept)))
     first = {axis: np.arange(count) for axis, count in kept.items()}
     indices = [
         torch.from_numpy(gather.dim.flat_index(first)).to(given[0].device)
-        for gather in tags.get(narrowed, tags.Indices).gathers
+        for gather in tags.get(graphs[1], tags.Indices).gathers
     ]
-    sides = given[: len(inputs)]
-    want = _of_branches(promoted(graph), given)
-    got = _of_branches(narrowed, [*sides, *indices, *given[len(inputs) :]])
+    want = _of_branches(graphs[0], given)
+    got = _of_branches(graphs[1], [*given[: len(inputs)], *indices, *given[len(inputs) :]])
     return max(float((w - g).abs().max() / w.abs().max().clamp(min=1e-300)) for w, g in zip(want, got, strict=True))
 
 
-def _hold_computed_weights(graph: GraphModule, axes: tags.Axes, given: Tensors) -> None:
-    """Puts the values of weights that are computed whole into the graph, in the place of what computes them."""
-    values = _Values(promoted(clone(graph)), axes.born)
+def halved(axes: Collection[Axis]) -> dict[Axis, int]:
+    """Half the units of each axis, as the oracles keep them."""
+    return {axis: max(1, axis.size // 2) for axis in axes}
+
+
+def _computed_weights(graph: GraphModule, axes: tags.Axes, given: Tensors) -> dict[str, torch.Tensor]:
+    """The values of the weights that a graph computes whole, by the names of the nodes."""
+    values = _Values(graph, axes.born)
     if axes.born:
         values.run(*given)
+    return values.found
+
+
+def _hold(graph: GraphModule, values: dict[str, torch.Tensor]) -> None:
+    """Puts such values into the graph, in the place of what computes them."""
     for node in list(graph.graph.nodes):
-        if node.name in axes.born:
-            graph.register_buffer(f"held_{node.name}", values.found[node.name], persistent=False)
+        if node.name in values:
+            graph.register_buffer(f"held_{node.name}", values[node.name], persistent=False)
             with graph.graph.inserting_before(node):
                 held = graph.graph.get_attr(f"held_{node.name}")
             held.meta = dict(node.meta)
             node.replace_all_uses_with(held)
             graph.graph.erase_node(node)
             held.name = node.name  # by which its dimensions are known
+    graph.recompile()
 
 
 class _Values(torch.fx.Interpreter):

@@ -23,7 +23,7 @@ from estfx.axes import RESIZERS, Resize, entry
 from estfx.errors import TraceError, VerifyError
 from estfx.graphs import Axis, Dim, Sum, arguments, clone, has_tensor, promoted, run_passes, tags
 from estfx.passes import specialisation
-from estfx.programs.equal_units import differing_factor
+from estfx.programs.equal_units import differing_factor, halved
 from estfx.programs.program import Variant, resolve
 from estfx.tracing import HeldState, LayerCall, flatten, outcome, run_quietly
 
@@ -42,10 +42,11 @@ def verify_kind(variant: Variant, call: LayerCall) -> list[str]:
     notes = _verify_whole(variant, call)
     inputs = _double_inputs(variant, call)
     roles = list(variant.roles.found)
-    if roles and (failure := _verify_narrowed(variant, roles, inputs)):
+    failure, narrowed = _verify_narrowed(variant, roles, inputs) if roles else ("", None)
+    if failure:
         kept = []
         for role in roles:
-            alone = _verify_narrowed(variant, [role], inputs)
+            alone, narrowed = _verify_narrowed(variant, [role], inputs)
             if alone:
                 notes.append(f"{role.name} ({role.axis.size}) stay whole: narrowing them failed verification ({alone})")
             else:
@@ -53,10 +54,11 @@ def verify_kind(variant: Variant, call: LayerCall) -> list[str]:
         if len(kept) == len(roles):  # each is right alone, and together they are not
             notes.append(f"{', '.join(r.name for r in roles)} stay whole: narrowing them together failed ({failure})")
             kept = []
-        roles = kept
-    if variant.scales and differing_factor(variant, [role.axis for role in roles], *inputs) > MASKED_TOLERANCE:
+        roles, narrowed = kept, None
+    axes = [role.axis for role in roles]
+    if variant.scales and not differing_factor(variant, axes, *inputs, narrowed=narrowed) <= MASKED_TOLERANCE:
         for role in list(roles):
-            if (error := differing_factor(variant, [role.axis], *inputs)) > MASKED_TOLERANCE:
+            if not (error := differing_factor(variant, [role.axis], *inputs)) <= MASKED_TOLERANCE:
                 roles.remove(role)
                 notes.append(
                     f"{role.name} ({role.axis.size}) stay whole: with all of them alike, a part gives something else "
@@ -172,16 +174,18 @@ def _double_inputs(variant: Variant, call: LayerCall) -> tuple[Tensors, Tensors]
     return double[0], double[1]
 
 
-def _verify_narrowed(variant: Variant, roles: list[tags.Role], inputs: tuple[Tensors, Tensors]) -> str:
-    """An empty string, or what went wrong."""
-    kept = {role.axis: max(1, role.axis.size // 2) for role in roles}
+def _verify_narrowed(
+    variant: Variant, roles: list[tags.Role], inputs: tuple[Tensors, Tensors]
+) -> tuple[str, GraphModule | None]:
+    """What went wrong, or an empty string; and the narrowed graph, if it could be made."""
+    kept = halved([role.axis for role in roles])
     rng = np.random.default_rng(0)
     units = {axis: np.sort(rng.permutation(axis.size)[:count]) for axis, count in kept.items()}
     try:
         narrowed = promoted(run_passes(clone(variant.traced.graph), specialisation(kept)))
         whole = promoted(clone(variant.traced.graph))
     except (VerifyError, RuntimeError) as error:
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0], None
     device = inputs[0][0].device
     gathers = tags.get(narrowed, tags.Indices).gathers
     indices = [torch.from_numpy(gather.dim.flat_index(units)).to(device) for gather in gathers]
@@ -192,7 +196,8 @@ def _verify_narrowed(variant: Variant, roles: list[tags.Role], inputs: tuple[Ten
     )
     got = _values_and_gradients(lambda x: narrowed(x, *sides, *indices, *leaf_weights), inputs[0][0], leaf_weights)
     worst = worst_error(want, got)
-    return "" if worst <= MASKED_TOLERANCE else f"relative error {worst:.1e} against the masked whole in float64"
+    fits = worst <= MASKED_TOLERANCE  # which NaN is not
+    return "" if fits else f"relative error {worst:.1e} against the masked whole in float64", narrowed
 
 
 def masked_whole(gm: GraphModule, units: Mapping[Axis, np.ndarray], inputs: Tensors) -> tuple[torch.Tensor, ...]:

@@ -20,8 +20,9 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, a
 def convolution(walk: Walk, node: Node, a: Arguments) -> Dims | list[Dims]:
     """`out[b, g·o, t] = Σ_{i, s} input[b, g·i, t + s] · weight[g·o, i, s] + bias[g·o]`, for each of the groups `g`.
 
-    What a filter slides over stays whole, unless it is one wide and meets each place once. So do the inputs of a group, where there are several of both: the dimension
-    that the sum runs over holds the groups too, over which nothing is summed and which must not be scaled.
+    What a filter slides over stays whole, unless it is one wide and meets each place once. So do the inputs of a
+    group, where there are several of both: the dimension that the sum runs over holds the groups too, over which
+    nothing is summed and which must not be scaled.
     """
     x, weight, groups = walk.of(a["input"]), walk.of(a["weight"]), a["groups"]
     filters = len(weight) - 2
