@@ -1,8 +1,8 @@
 """No rule claims too little: what it keeps whole or ties together could not be narrowed by itself.
 
-`brute_force` finds a rule that claims too much. Here the inputs of every row are narrowed in ways that the rule does not
-allow: along an axis that it pins, or in some of the places alone that it says are one axis. If the operator then gives
-what it gave before, at those units, the rule could have allowed it.
+`brute_force` finds a rule that claims too much. Here the inputs of every row are narrowed in ways that the rule does
+not allow: along an axis that it pins, or in some of the places alone that it says are one axis. If the operator then
+gives what it gave before, at those units, the rule could have allowed it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
