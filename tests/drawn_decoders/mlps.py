@@ -1,0 +1,100 @@
+"""MLPs: plain and gated, in the ways in which a gate and its matrices are spelt."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from drawn_decoders.convolutions import Causal
+from drawn_decoders.form import MlpForm
+from drawn_decoders.projections import Transposed
+from drawn_decoders.units import Norm, Units, WithUnits, activation, share, weight
+
+__all__ = ["Mlp", "gated"]
+
+
+class Pointwise(nn.Module):
+    """A linear map as a convolution of one tap."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, 1, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+class ByEinsum(nn.Module):
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = weight(inputs, outputs)
+        self.bias = weight(outputs) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = torch.einsum("bti,io->bto", x, self.weight)
+        return result if self.bias is None else result + self.bias
+
+
+MAPS = {  # a linear map, and where its matrix has the inputs
+    "linear": (nn.Linear, "weight", 1),
+    "transposed": (Transposed, "weight", 0),
+    "einsum": (ByEinsum, "weight", 0),
+    "convolution": (Pointwise, "conv.weight", 1),
+}
+
+
+def gated(layout: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two halves of neurons that come out of one matrix."""
+    if layout == "slices":
+        return x[..., ::2], x[..., 1::2]
+    if layout == "pairs":
+        up, gate = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return up, gate
+    up, gate = x.chunk(2, -1)
+    return up, gate
+
+
+class Mlp(WithUnits):
+    def __init__(self, form: MlpForm, hidden: int, *, gate: bool) -> None:
+        super().__init__()
+        self.form, self.has_gate = form, gate
+        make, self.closing, self.dim = MAPS[form.spelling]
+        twice = gate and form.layout != "separate"
+        self.up = make(hidden, form.neurons * (2 if twice else 1), form.bias)
+        if gate and not twice:
+            self.gate = make(hidden, form.neurons, form.bias)
+        if not form.tied:
+            self.down = make(form.neurons, hidden, form.bias)
+        if form.norm:
+            self.norm = Norm(form.neurons)
+        if form.convolved:
+            self.filter = Causal(form.neurons)
+        self.held: torch.Tensor | None = None  # a plain tensor, one number for each of the neurons
+
+    def units(self) -> list[Units]:
+        role = "channels" if self.form.convolved else "neurons"
+        if self.form.tied:
+            return [Units(role, self.form.neurons, f"up.{self.closing}", "neurons", 0)]
+        return [Units(role, self.form.neurons, f"down.{self.closing}", "neurons", self.dim)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.before_output(x)
+        return F.linear(hidden, self.up.weight.t()) if self.form.tied else self.down(hidden)
+
+    def before_output(self, x: torch.Tensor) -> torch.Tensor:
+        form, kept = self.form, self.kept.get("neurons")
+        if not self.has_gate:
+            y = activation(form.activation, self.up(x))
+        elif form.layout == "separate":
+            y = self.up(x) * activation(form.activation, self.gate(x))
+        else:
+            up, gate = gated(form.layout, self.up(x))
+            y = up * activation(form.activation, gate)
+        if form.convolved:
+            y = self.filter(y)
+        if form.norm:
+            y = self.norm(y, kept)
+        if self.held is not None:
+            y = y * self.held
+        return y if kept is None else y * share(form.neurons, kept)
