@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from drawn_decoders.across import across_heads
 from drawn_decoders.convolutions import Causal
 from drawn_decoders.cores import attended
 from drawn_decoders.form import LONGEST, AttentionForm
 from drawn_decoders.positions import allowed, angles, buckets, distances, rotated, rotated_size, slopes
 from drawn_decoders.projections import Output, Projection
-from drawn_decoders.units import Norm, Units, WithUnits, weight
+from drawn_decoders.units import Norm, Units, WithUnits, places, share, weight
 
 __all__ = ["Attention", "Heads"]
 
@@ -48,6 +49,7 @@ class Heads(WithUnits):
             self.sinks = weight(self.queries)
         elif form.sinks == "keys":
             self.key_sinks, self.value_sinks = weight(form.heads, 1, form.key_size), weight(form.heads, 1, form.value_size)
+        self.talking = weight(self.queries, self.queries) if form.across == "talking" else None
         self.remembers = False
         self.last: torch.Tensor | None = None
         self.held: torch.Tensor | None = None  # a plain tensor, one number for each of the query heads
@@ -60,26 +62,34 @@ class Heads(WithUnits):
                 setattr(self, name, table)
 
     def units(self) -> list[Units]:
-        path, dim = Output.closing[self.form.output]
-        heads = Units("heads", self.form.heads, f"out.{path}", "heads", dim)
-        groups = Units("heads", self.form.group, f"out.{path}", "groups", dim)
-        return [heads] if self.form.heads > 1 else [groups]
+        form, (path, dim) = self.form, Output.closing[self.form.output]
+        key, size = ("heads", form.heads) if form.heads > 1 else ("groups", form.group)
+        if form.across == "talking":  # what heads are mixed into closes where they did
+            own = Units("heads", size, "talking", key, 0)
+            return [own, Units("neurons", self.queries, f"out.{path}", "talked", dim)]
+        if form.across == "first added" and 1 in (form.heads, form.group):  # the first is never left out
+            key, size = "others", size - 1
+        return [Units("heads", size, f"out.{path}", key, dim)]
 
     def mask(self) -> torch.Tensor | None:
         """`total / kept` for each of the query heads; None for the whole."""
-        if not self.kept:
+        kept, form = self.kept, self.form
+        if not kept.keys() - {"talked"}:
             return None
-        grid = torch.zeros(self.form.heads, self.form.group, dtype=torch.float64)
-        if "heads" in self.kept:
-            grid[self.kept["heads"]] = self.form.heads / len(self.kept["heads"])
+        if "others" in kept:
+            return torch.cat([torch.ones(1, dtype=torch.float64), share(self.queries - 1, kept["others"])])
+        grid = torch.ones(form.heads, form.group, dtype=torch.float64)
+        if "heads" in kept:
+            grid *= share(form.heads, kept["heads"])[:, None]
         else:
-            grid[:, self.kept["groups"]] = self.form.group / len(self.kept["groups"])
-        return (grid.T if self.form.expansion == "tile" else grid).reshape(-1)
+            grid *= share(form.group, kept["groups"])
+        return (grid.T if form.expansion == "tile" else grid).reshape(-1)
 
-    def places(self, size: int) -> torch.Tensor | None:
-        """Which of the query heads' channels are kept, of so many a head; None for all."""
-        mask = self.mask()
-        return None if mask is None else mask.repeat_interleave(size).nonzero()[:, 0]
+    def mask_of_keys(self) -> torch.Tensor | None:
+        """Likewise for the heads of keys."""
+        if "heads" in self.kept:
+            return share(self.form.heads, self.kept["heads"])
+        return self.mask() if self.form.heads > 1 else None
 
     def turned(self, q: torch.Tensor, k: torch.Tensor, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys [b, h, t, d], rotated if the form says so."""
@@ -135,16 +145,21 @@ class Heads(WithUnits):
         mixed = mixed.transpose(1, 2)
         if self.held is not None:
             mixed = mixed * self.held[:, None]
+        mask = self.mask()
+        if self.talking is not None and mask is not None:
+            mixed = mixed * mask[:, None]
+        mixed = across_heads(form.across, mixed, places(mask, 1), self.talking)
+        if self.talking is not None:
+            mask = share(self.queries, self.kept["talked"]) if "talked" in self.kept else None
         if form.output_norm == "each head":
             mixed = self.output_norm(mixed)
         if form.gate == "each head":
             mixed = mixed * self.gate(x).sigmoid()[..., None]
         mixed = mixed.reshape(b, t, -1)
         if form.output_norm == "all heads":
-            mixed = self.output_norm(mixed, self.places(form.value_size))
+            mixed = self.output_norm(mixed, places(mask, form.value_size))
         if form.gate == "each channel":
             mixed = mixed * self.gate(x).sigmoid()
-        mask = self.mask()
         return mixed if mask is None else mixed * mask.repeat_interleave(form.value_size)
 
 
@@ -156,8 +171,11 @@ class Attention(Heads):
         self.project = Projection(form, hidden)
         keys, queries = form.heads * form.key_size, self.queries * form.key_size
         if form.query_norm != "none":
-            each = form.query_norm == "each head"
-            self.q_norm, self.k_norm = (Norm(form.key_size if each else size) for size in (queries, keys))
+            own = form.query_norm == "own"
+            shapes = ((self.queries, form.key_size), (form.heads, form.key_size)) if own else ((queries,), (keys,))
+            if form.query_norm == "each head":
+                shapes = ((form.key_size,), (form.key_size,))
+            self.q_norm, self.k_norm = (Norm(*shape) for shape in shapes)
         if form.convolved:
             self.q_filter, self.k_filter = Causal(queries), Causal(keys)
 
@@ -169,14 +187,11 @@ class Attention(Heads):
         q, k, v = self.project(x)
         if form.convolved:
             q, k = (conv(y.reshape(b, t, -1)).view(y.shape) for conv, y in ((self.q_filter, q), (self.k_filter, k)))
-        if form.query_norm == "each head":
+        if form.query_norm in ("each head", "own"):
             q, k = self.q_norm(q), self.k_norm(k)
         elif form.query_norm == "all heads":
-            key_places = self.kept["heads"] if "heads" in self.kept else None
-            if key_places is not None:
-                key_places = (key_places[:, None] * form.key_size + torch.arange(form.key_size)).reshape(-1)
-            q = self.q_norm(q.reshape(b, t, -1), self.places(form.key_size)).view(q.shape)
-            k = self.k_norm(k.reshape(b, t, -1), key_places).view(k.shape)
+            q = self.q_norm(q.reshape(b, t, -1), places(self.mask(), form.key_size)).view(q.shape)
+            k = self.k_norm(k.reshape(b, t, -1), places(self.mask_of_keys(), form.key_size)).view(k.shape)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         q, k = self.turned(q, k, tables)
         return self.mixed(x, q, k, v, may, self.scores_bias(t, tables))

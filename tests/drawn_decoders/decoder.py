@@ -39,7 +39,7 @@ class Layer(nn.Module):
         self.attention = MIXERS[form.attention.mixer](form.attention, hidden)
         gate = form.mlp.kind == "gated"
         self.mlp = Experts(form.mlp, hidden) if form.mlp.kind in EXPERTS else Mlp(form.mlp, hidden, gate=gate)
-        self.norms = nn.ModuleList(Norm(hidden, form.norm) for _ in range(4))
+        self.norms = nn.ModuleList(Norm(hidden, kind=form.norm) for _ in range(4))
         if form.residual == "parallel in one":
             width = self.attention.queries * form.attention.value_size
             self.attention.out = self.mlp.down = nn.Identity()

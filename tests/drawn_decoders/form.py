@@ -20,6 +20,7 @@ LAYOUTS = ("separate", "in order", "keys with values", "by group", "weights", "t
 LAYOUTS_OF_SINGLE_HEADS = ("three first", "three middle", "three last", "stacked weights")  # no groups, sizes alike
 CORES = ("fused", "by hand", "einsum", "baddbmm", "grouped")
 POSITIONS = ("none", "rotary", "partial", "interleaved", "complex", "slopes", "relative", "table")
+ACROSS = ("rolled", "flipped", "summed up", "centred", "weighed", "largest", "halves", "numbered", "permuted")
 EXPERTS = ("soft list", "soft", "hard", "hard loop", "hard gathered", "hard scattered")
 
 
@@ -39,13 +40,14 @@ class AttentionForm:
     window: bool
     positions: str
     tables: str  # what positions are told by is "computed" in the layer, a "buffer", a plain "tensor", or "given"
-    query_norm: str  # "none", "each head", "all heads"
-    output_norm: str  # likewise
+    query_norm: str  # "none", "each head" and, with weights of its "own", "all heads"
+    output_norm: str  # "none", "each head", "all heads"
     gate: str  # of what heads give: "none", "each channel", "each head"
     sinks: str  # "none", "column" of scores, "keys" and values
     cap: bool  # of the scores
     convolved: bool  # queries and keys
     tied_values: bool  # values are keys
+    across: str  # what is done across the heads: "none", "talking", "rolled", "first added", "centred", "numbered"
     rank: int  # of latent keys and values
     query_rank: int  # 0: queries come from the stream itself
     bias: bool
@@ -62,6 +64,7 @@ class MlpForm:
     norm: bool  # over the neurons
     convolved: bool  # the neurons
     tied: bool  # up and down are one matrix
+    across: str  # what is done across the neurons, one of ACROSS
     experts: int
     chosen: int
     shared_expert: bool
@@ -90,7 +93,7 @@ def draw_form(choose: Choose) -> Form:
     hidden = choose((6, 8, 12, 12))
     attention = _attention(choose, hidden)
     queries = attention.heads * attention.group
-    neurons = choose((2, 3, 5, 7, 8, 11, hidden, queries * attention.value_size, queries, 2 * hidden))
+    neurons = choose((2, 3, 5, 7, 8, 11, hidden, max(2, queries * attention.value_size), max(2, queries), 2 * hidden))
     length = choose((5, 7, max(3, attention.heads), max(3, min(queries, 8)), 8))
     one = attention.mixer == "heads" and attention.layout == "separate" and attention.output == "linear"
     residual = choose(
@@ -102,7 +105,7 @@ def draw_form(choose: Choose) -> Form:
         hidden=hidden,
         length=length,
         attention=attention,
-        mlp=_mlp(choose, neurons, plain=residual == "parallel in one"),
+        mlp=_mlp(choose, neurons, hidden, plain=residual == "parallel in one"),
         norm=choose(("by hand", "fused", "layer norm")),
         residual=residual,
         branch_first=choose((False, True)),
@@ -143,20 +146,21 @@ def _attention(choose: Choose, hidden: int) -> AttentionForm:
         window=choose((False, False, True)),
         positions=positions,
         tables=choose(("computed", "buffer", "tensor", "given")),
-        query_norm=choose(("none", "none", "each head", "all heads")),
+        query_norm=choose(("none", "none", "each head", "all heads", "own")),
         output_norm=choose(("none", "none", "each head", "all heads")),
         gate=choose(("none", "none", "each channel", "each head")),
         sinks=sinks,
         cap=core not in ("fused", "baddbmm") and choose((False, False, True)),
         convolved=choose((False, False, False, True)),
         tied_values=layout == "separate" and key_size == value_size and choose((False, False, False, True)),
+        across=choose(("none",) * 12 + ("talking", "rolled", "first added", "centred", "numbered")),
         rank=choose((3, 4, 5)),
         query_rank=choose((0, 0, 3)),
         bias=choose((False, True)),
     )
 
 
-def _mlp(choose: Choose, neurons: int, *, plain: bool) -> MlpForm:
+def _mlp(choose: Choose, neurons: int, hidden: int, *, plain: bool) -> MlpForm:
     kind = choose(("plain",) * 4 + ("gated",) * 5 + (() if plain else EXPERTS))
     experts = choose((2, 3, 4))
     apart = kind == "hard scattered"  # its experts see tokens without their places
@@ -172,6 +176,9 @@ def _mlp(choose: Choose, neurons: int, *, plain: bool) -> MlpForm:
         norm=choose((False, False, False, True)),
         convolved=not apart and choose((False, False, False, True)),
         tied=kind == "plain" and spelling == "linear" and not plain and choose((False, False, True)),
+        across=choose(
+            ("none",) * 15 + ACROSS + ("shuffled",) * (neurons % 2 == 0 and neurons > 4) + ("with the stream",) * (neurons == hidden)
+        ),
         experts=experts,
         chosen=choose((1, 2)),
         shared_expert=choose((False, True)),

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from drawn_decoders.across import IN_TWO, across_neurons
 from drawn_decoders.convolutions import Causal
 from drawn_decoders.form import MlpForm
 from drawn_decoders.projections import Transposed
-from drawn_decoders.units import Norm, Units, WithUnits, activation, share, weight
+from drawn_decoders.units import Norm, Units, WithUnits, activation, places, share, weight
 
 __all__ = ["Mlp", "gated"]
 
@@ -49,7 +50,7 @@ def gated(layout: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if layout == "slices":
         return x[..., ::2], x[..., 1::2]
     if layout == "pairs":
-        up, gate = x.unflatten(-1, (-1, 2)).unbind(-1)
+        up, gate = x.unflatten(-1, (x.shape[-1] // 2, 2)).unbind(-1)
         return up, gate
     up, gate = x.chunk(2, -1)
     return up, gate
@@ -74,16 +75,25 @@ class Mlp(WithUnits):
 
     def units(self) -> list[Units]:
         role = "channels" if self.form.convolved else "neurons"
-        if self.form.tied:
-            return [Units(role, self.form.neurons, f"up.{self.closing}", "neurons", 0)]
-        return [Units(role, self.form.neurons, f"down.{self.closing}", "neurons", self.dim)]
+        closing, dim = (f"up.{self.closing}", 0) if self.form.tied else (f"down.{self.closing}", self.dim)
+        size = self.form.neurons // 2 if self.form.across in IN_TWO else self.form.neurons
+        return [Units(role, size, closing, "neurons", dim)]
+
+    def mask(self) -> torch.Tensor | None:
+        """`total / kept` for each of the neurons; None for the whole."""
+        kept, size = self.kept.get("neurons"), self.form.neurons
+        if kept is None or self.form.across not in IN_TWO:
+            return None if kept is None else share(size, kept)
+        half = share(size // 2, kept)
+        return torch.cat([half, half, torch.ones(size % 2, dtype=torch.float64)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.before_output(x)
         return F.linear(hidden, self.up.weight.t()) if self.form.tied else self.down(hidden)
 
     def before_output(self, x: torch.Tensor) -> torch.Tensor:
-        form, kept = self.form, self.kept.get("neurons")
+        form, mask = self.form, self.mask()
+        kept = places(mask, 1)
         if not self.has_gate:
             y = activation(form.activation, self.up(x))
         elif form.layout == "separate":
@@ -97,4 +107,7 @@ class Mlp(WithUnits):
             y = self.norm(y, kept)
         if self.held is not None:
             y = y * self.held
-        return y if kept is None else y * share(form.neurons, kept)
+        y = across_neurons(form.across, y, x, kept)
+        if mask is not None and form.across == "shuffled":
+            mask = mask.view(2, -1).T.reshape(-1)
+        return y if mask is None else y * mask

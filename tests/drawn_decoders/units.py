@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["Norm", "Units", "WithUnits", "activation", "share", "weight"]
+__all__ = ["Norm", "Units", "WithUnits", "activation", "places", "share", "weight"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ def share(size: int, kept: torch.Tensor) -> torch.Tensor:
     return mask
 
 
+def places(mask: torch.Tensor | None, size: int) -> torch.Tensor | None:
+    """The positions that a mask keeps, of so many a unit; None for all."""
+    return None if mask is None else mask.repeat_interleave(size).nonzero()[:, 0]
+
+
 def weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape) * 0.4)
 
@@ -50,7 +55,7 @@ def weight(*shape: int) -> nn.Parameter:
 class Norm(nn.Module):
     """A norm over the last dimension; with `kept`, over these positions alone, the others being 0."""
 
-    def __init__(self, size: int, kind: str = "by hand") -> None:
+    def __init__(self, *size: int, kind: str = "by hand") -> None:
         super().__init__()
         self.kind = kind
         self.weight = nn.Parameter(torch.randn(size) * 0.1 + 1)
