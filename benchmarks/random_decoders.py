@@ -4,9 +4,9 @@
     python benchmarks/random_decoders.py --number 17
     python benchmarks/random_decoders.py --form '{"hidden": 8, …}' --number 17
 
-The same generator and oracles as `tests/test_random_decoders.py`, without hypothesis. A run that is stopped goes on where
-it was. Whatever is wrong is printed and stored with its number and its form; `--number` looks at one again, and `--form`
-at another form with the weights and draws of that number.
+The same generator and oracles as `tests/test_random_decoders.py`, without hypothesis. A run that is stopped goes on
+where it was. Whatever is wrong is printed and stored with its number and its form; `--number` looks at one again, and
+`--form` at another form with the weights and draws of that number.
 """
 
 from __future__ import annotations

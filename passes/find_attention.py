@@ -29,8 +29,8 @@ class FindAttention(Analysis):
     A core is the fused operator, or a softmax over the last dimension whose result is contracted with values along it.
     Of its axes the KV heads are taken, so that whole groups go together; with a single KV head, the query heads. KV
     heads are those that the values have too; where values are repeated for each query head, the axis that the weights
-    have oftener, since those of keys and values have it besides. An axis with an obstacle (`Axes.obstacle`) stays whole,
-    and a note says why.
+    have oftener, since those of keys and values have it besides. An axis with an obstacle (`Axes.obstacle`) stays
+    whole, and a note says why.
     """
 
     needs: ClassVar = (tags.Axes, tags.Interface)

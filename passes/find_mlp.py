@@ -23,7 +23,8 @@ class FindMlp(Analysis):
 
     The axes of attention cores and of their values are not looked at; they are heads or stay whole. Of axes that are
     factors of one dimension the largest is taken: if all were, half of each would be a quarter of the neurons. An axis
-    with an obstacle (`Axes.obstacle`), and the rank of a low-rank map, such as an adapter's, stays whole, and a note says why.
+    with an obstacle (`Axes.obstacle`), and the rank of a low-rank map, such as an adapter's, stays whole, and a note
+    says why.
     """
 
     needs: ClassVar = (tags.Axes, tags.Roles)

@@ -1,4 +1,4 @@
-"""What layers do across their units, which a part of them may not be able to do: it is found out, or they stay whole."""
+"""What layers do across their units. What a part of them cannot do must be found out, so that they stay whole."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def across_neurons(how: str, y: torch.Tensor, x: torch.Tensor, kept: torch.Tenso
     return y
 
 
-def across_heads(
-    how: str, y: torch.Tensor, kept: torch.Tensor | None, talking: torch.Tensor | None
-) -> torch.Tensor:
+def across_heads(how: str, y: torch.Tensor, kept: torch.Tensor | None, talking: torch.Tensor | None) -> torch.Tensor:
     """Of what heads give, [b, t, h, d]."""
     match how:
         case "talking":

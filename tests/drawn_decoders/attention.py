@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from drawn_decoders.across import across_heads
 from drawn_decoders.convolutions import Causal
 from drawn_decoders.cores import attended
@@ -13,6 +10,8 @@ from drawn_decoders.form import LONGEST, AttentionForm
 from drawn_decoders.positions import allowed, angles, buckets, distances, rotated, rotated_size, slopes
 from drawn_decoders.projections import Output, Projection
 from drawn_decoders.units import Norm, Units, WithUnits, places, share, weight
+from torch import nn
+from torch.nn import functional as F
 
 __all__ = ["Attention", "Heads"]
 
@@ -48,7 +47,10 @@ class Heads(WithUnits):
         if form.sinks == "column":
             self.sinks = weight(self.queries)
         elif form.sinks == "keys":
-            self.key_sinks, self.value_sinks = weight(form.heads, 1, form.key_size), weight(form.heads, 1, form.value_size)
+            self.key_sinks, self.value_sinks = (
+                weight(form.heads, 1, form.key_size),
+                weight(form.heads, 1, form.value_size),
+            )
         self.talking = weight(self.queries, self.queries) if form.across == "talking" else None
         self.remembers = False
         self.last: torch.Tensor | None = None

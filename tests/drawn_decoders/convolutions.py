@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from drawn_decoders.form import AttentionForm
 from drawn_decoders.units import Units, WithUnits, share
+from torch import nn
+from torch.nn import functional as F
 
 __all__ = ["Causal", "Convolution", "GatedConvolution"]
 

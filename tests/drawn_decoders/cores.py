@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
-
 from drawn_decoders.form import AttentionForm
+from torch.nn import functional as F
 
 __all__ = ["attended"]
 

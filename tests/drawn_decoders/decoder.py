@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
-
 from drawn_decoders.attention import Attention
 from drawn_decoders.convolutions import Convolution, GatedConvolution
 from drawn_decoders.experts import Experts
@@ -15,6 +13,7 @@ from drawn_decoders.latent import ROTATED, LatentAttention
 from drawn_decoders.mlps import Mlp
 from drawn_decoders.positions import allowed, angles, buckets, distances, rotated_size, slopes
 from drawn_decoders.units import WHOLE, Norm, Units, WithUnits
+from torch import nn
 
 __all__ = ["Decoder", "Layer"]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from drawn_decoders.form import MlpForm
 from drawn_decoders.mlps import Mlp
 from drawn_decoders.units import Units, WithUnits, activation, share, weight
+from torch import nn
 
 __all__ = ["Experts"]
 

@@ -177,7 +177,10 @@ def _mlp(choose: Choose, neurons: int, hidden: int, *, plain: bool) -> MlpForm:
         convolved=not apart and choose((False, False, False, True)),
         tied=kind == "plain" and spelling == "linear" and not plain and choose((False, False, True)),
         across=choose(
-            ("none",) * 15 + ACROSS + ("shuffled",) * (neurons % 2 == 0 and neurons > 4) + ("with the stream",) * (neurons == hidden)
+            ("none",) * 15
+            + ACROSS
+            + ("shuffled",) * (neurons % 2 == 0 and neurons > 4)
+            + ("with the stream",) * (neurons == hidden)
         ),
         experts=experts,
         chosen=choose((1, 2)),

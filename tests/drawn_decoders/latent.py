@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from drawn_decoders.attention import Heads, Tables
 from drawn_decoders.form import AttentionForm
 from drawn_decoders.units import Norm
+from torch import nn
 
 __all__ = ["LatentAttention"]
 

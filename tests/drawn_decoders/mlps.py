@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from drawn_decoders.across import IN_TWO, across_neurons
 from drawn_decoders.convolutions import Causal
 from drawn_decoders.form import MlpForm
 from drawn_decoders.projections import Transposed
 from drawn_decoders.units import Norm, Units, WithUnits, activation, places, share, weight
+from torch import nn
+from torch.nn import functional as F
 
 __all__ = ["Mlp", "gated"]
 

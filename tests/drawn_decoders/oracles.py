@@ -11,11 +11,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-
-import estfx
 from drawn_decoders.decoder import Decoder, Kept
 from drawn_decoders.form import Form
 from drawn_decoders.units import Units
+
+import estfx
 from estfx.programs import ROUNDS
 from estfx.schedules import Schedule, Stage
 from estfx.tracing.exporting import export_layer
@@ -75,9 +75,7 @@ def examine(form: Form, seed: int, *, verify: bool = False, open_sizes: bool = T
     def transformed(verify: bool) -> Any:
         mine, schedule = copy.deepcopy(original), Schedule(stages=stages)
         with nullcontext() if open_sizes else mock.patch.object(export_layer, "UNROLLED", -1):
-            return estfx.transform(
-                mine, schedule, example_inputs=(example,), compile=False, seed=seed, verify=verify
-            )
+            return estfx.transform(mine, schedule, example_inputs=(example,), compile=False, seed=seed, verify=verify)
 
     try:
         model = transformed(verify)
@@ -130,7 +128,7 @@ Drawn = dict[str, dict[str, tuple[str, str]]]  # by layer and role, the module a
 
 
 def _drawn(verdict: Verdict, original: Decoder, report: estfx.Report) -> Drawn:
-    """Which of the form's units the report's roles are; what is not found, or found and not there, goes to the verdict."""
+    """Which of the form's units the roles are; what is not found, or found and not there, goes to the verdict."""
     layers: dict[str, Any] = {layer.name: layer for layer in report.layers}
     found: Drawn = {}
     for name, layer in original.calls():
@@ -173,7 +171,15 @@ def may_stay_whole(form: Form, path: str, role: str) -> bool:
     if role == "skipping":
         return form.effect in ("attribute", "argument", "object", "weights")  # something is left for others to read
     if path.startswith("mlp"):
-        return form.mlp.across in ("weighed", "rolled", "flipped", "summed up", "largest", "permuted", "with the stream")
+        return form.mlp.across in (
+            "weighed",
+            "rolled",
+            "flipped",
+            "summed up",
+            "largest",
+            "permuted",
+            "with the stream",
+        )
     return form.effect == "weights" or form.attention.across in ("rolled", "talking", "first added")
 
 
@@ -207,9 +213,11 @@ def _compare(verdict: Verdict, when: str, got: Run, want: Run, tolerance: float)
                 verdict.wrong.append(f"{when}: {what} is {'not there' if one is None else 'new'}")
         elif one.shape != other.shape:
             verdict.wrong.append(f"{when}: {what} is {list(one.shape)} instead of {list(other.shape)}")
-        elif not torch.equal(one, other) and not (
-            error := float((one - other).abs().max()) / (max(float(other.abs().max()), floor) or 1.0)
-        ) <= tolerance:
+        elif (
+            not torch.equal(one, other)
+            and not (error := float((one - other).abs().max()) / (max(float(other.abs().max()), floor) or 1.0))
+            <= tolerance
+        ):
             verdict.wrong.append(f"{when}: {what} differs by {error:.0e}, relative")
 
     differ("the stream", got.value, want.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from drawn_decoders.form import LONGEST, AttentionForm
 
 __all__ = ["allowed", "angles", "rotated", "rotated_size", "slopes"]

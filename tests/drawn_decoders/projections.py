@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import ClassVar
 
+import torch
 from drawn_decoders.form import AttentionForm
 from drawn_decoders.units import weight
+from torch import nn
 
 __all__ = ["Output", "Projection", "Transposed"]
 
@@ -93,7 +94,7 @@ class Projection(nn.Module):
 class Output(nn.Module):
     """What heads give, [b, t, h·v], back into the stream."""
 
-    closing = {"linear": ("linear.weight", 1), "transposed": ("linear.weight", 0), "einsum": ("weight", 0)}
+    closing: ClassVar = {"linear": ("linear.weight", 1), "transposed": ("linear.weight", 0), "einsum": ("weight", 0)}
 
     def __init__(self, kind: str, heads: int, value_size: int, hidden: int, bias: bool) -> None:
         super().__init__()
