@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,24 +27,27 @@ class FindAttention(Analysis):
                                                             heads: kv
 
     A core is the fused operator, or a softmax over the last dimension whose result is contracted with values along it.
-    Of its axes the KV heads are taken, so that whole groups go together; with a single KV head, the query heads, which
-    the values know nothing of. An
-    axis with an obstacle (`Axes.obstacle`) stays whole, and a note says why.
+    Of its axes the KV heads are taken, so that whole groups go together; with a single KV head, the query heads. KV
+    heads are those that the values have too; where values are repeated for each query head, the axis that the weights
+    have oftener, since those of keys and values have it besides. An axis with an obstacle (`Axes.obstacle`) stays
+    whole, and a note says why.
     """
 
     needs: ClassVar = (tags.Axes, tags.Interface)
     puts: ClassVar = (tags.Roles,)
 
     def run(self, gm: GraphModule) -> int:
-        axes = tags.get(gm, tags.Axes)
-        cores = tuple(_cores(gm, axes, tags.get(gm, tags.Interface).stream))
+        axes, interface = tags.get(gm, tags.Axes), tags.get(gm, tags.Interface)
+        positions = set(_axes_of(axes.dims[interface.stream][:-1]))  # and the batch
+        cores = tuple(_cores(gm, axes, positions))
+        in_weights = Counter(axis for name, _ in interface.weights for dim in axes.dims[name] for axis in dim.axes())
         found: list[tags.Role] = []
         notes: list[str] = []
         for core in cores:
             if any(role.axis in core.batch for role in found):
                 continue
-            candidates = [*core.shared, *(axis for axis in core.batch if axis not in core.shared)]
-            candidates = [axis for axis in candidates if axis.size > 1 and not axis.dynamic]
+            candidates = sorted(core.batch, key=lambda axis: (axis not in core.shared, -in_weights[axis]))
+            candidates = [axis for axis in candidates if axis.size > 1 and not axis.dynamic and axis not in positions]
             free = [axis for axis in candidates if not axes.obstacle(axis)]
             if free:
                 name = "heads" if not found else f"heads_{len(found) + 1}"
@@ -66,7 +70,7 @@ def _axes_of(dims: Iterable[object]) -> list[Axis]:
     return list(dict.fromkeys(axis for dim in dims for axis in dim.axes()))  # type: ignore[attr-defined]
 
 
-def _cores(gm: GraphModule, axes: tags.Axes, stream: str) -> Iterator[tags.Core]:
+def _cores(gm: GraphModule, axes: tags.Axes, positions: set[Axis]) -> Iterator[tags.Core]:
     for node in gm.graph.nodes:
         if node.target in FUSED:
             out, values = axes.dims[node.name], axes.dims[arguments(node)["value"].name]
@@ -74,12 +78,11 @@ def _cores(gm: GraphModule, axes: tags.Axes, stream: str) -> Iterator[tags.Core]
             shared = set(_axes_of(values[:-2]))
             yield tags.Core(node.name, tuple(batch), tuple(a for a in batch if a in shared), tuple(_axes_of(out[-1:])))
         elif node.target in SOFTMAX and arguments(node)["dim"] in (-1, tensor_of(node).ndim - 1):
-            yield from _core_by_hand(node, axes, stream)
+            yield from _core_by_hand(node, axes, positions)
 
 
-def _core_by_hand(softmax: Node, axes: tags.Axes, stream: str) -> Iterator[tags.Core]:
+def _core_by_hand(softmax: Node, axes: tags.Axes, positions: set[Axis]) -> Iterator[tags.Core]:
     weighed = set(_axes_of(axes.dims[softmax.name][-1:]))
-    positions = set(_axes_of(axes.dims[stream]))
     closings = {closing.node: closing for closing in axes.closings}
     todo, seen = list(softmax.users), {softmax}
     while todo:
@@ -93,7 +96,8 @@ def _core_by_hand(softmax: Node, axes: tags.Axes, stream: str) -> Iterator[tags.
             right = {a for n in operands if n not in seen for a in _axes_of(axes.dims[n.name])}
             out = _axes_of(axes.dims[node.name])
             shared = tuple(a for a in out if a in left and a in right)
-            own = tuple(a for a in out if a in left and a not in right and a not in positions and not a.dynamic)
-            yield tags.Core(node.name, (*shared, *own), shared, tuple(a for a in out if a in right and a not in left))
+            groups = {a for a in left - positions if not axes.obstacle(a)}  # of queries that share keys and values
+            batch = tuple(a for a in out if a in shared or a in groups)
+            yield tags.Core(node.name, batch, shared, tuple(a for a in out if a in right and a not in left))
         elif node.name not in closings and weighed.intersection(_axes_of(axes.dims[node.name])):
             todo.extend(node.users)

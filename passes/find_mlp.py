@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from estfx.axes import linear_source
-from estfx.graphs import Analysis, Axis, arguments, has_tensor, tags
+from estfx.graphs import Analysis, Axis, Dim, Product, Sum, arguments, has_tensor, tags
 from estfx.passes.find_attention import coupling_note
 
 
@@ -21,8 +21,10 @@ class FindMlp(Analysis):
         %act = gelu(%up)            [b, t, n]
         %down = linear(%act, %w2)   [b, t, d]       neurons: n
 
-    The axes of attention cores and of their values are not looked at; they are heads or stay whole. An axis with an
-    obstacle (`Axes.obstacle`), and the rank of a low-rank map, such as an adapter's, stays whole, and a note says why.
+    The axes of attention cores and of their values are not looked at; they are heads or stay whole. Of axes that are
+    factors of one dimension the largest is taken: if all were, half of each would be a quarter of the neurons. An axis
+    with an obstacle (`Axes.obstacle`), and the rank of a low-rank map, such as an adapter's, stays whole, and a note
+    says why.
     """
 
     needs: ClassVar = (tags.Axes, tags.Roles)
@@ -32,14 +34,19 @@ class FindMlp(Analysis):
         axes, roles = tags.get(gm, tags.Axes), tags.get(gm, tags.Roles)
         taken = {axis for core in roles.cores for axis in (*core.batch, *core.values)}
         ranks = _ranks(gm, axes)
+        closing = [axis for axis in _closing_axes(gm, axes) if axis not in taken and axis.size > 1]
+        obstacles = {axis: axes.obstacle(axis) for axis in closing}
+        for axis in ranks.intersection(closing):
+            obstacles[axis] = obstacles[axis] or "it is the rank of two linear maps in a row"
+        larger: list[Axis] = []
+        for axis in sorted(closing, key=lambda axis: -axis.size):
+            if not obstacles[axis] and (rival := next((a for a in larger if _multiply(axes, axis, a)), None)):
+                obstacles[axis] = f"it multiplies one of {rival.size}, which is narrowed in its place"
+            elif not obstacles[axis]:
+                larger.append(axis)
         found: list[tags.Role] = []
         notes: list[str] = []
-        for axis in _closing_axes(gm, axes):
-            if axis in taken or axis.size < 2:
-                continue
-            obstacle = axes.obstacle(axis)
-            if axis in ranks and not obstacle:
-                obstacle = "it is the rank of two linear maps in a row"
+        for axis, obstacle in obstacles.items():
             if not obstacle:
                 name = "neurons" if not found else f"neurons_{len(found) + 1}"
                 found.append(tags.Role(name, axis, coupling_note(axes, axis)))
@@ -47,6 +54,21 @@ class FindMlp(Analysis):
                 notes.append(f"a dimension of {axis.size} that closes into the stream stays whole: {obstacle}")
         tags.put(gm, replace(roles, found=(*roles.found, *found), notes=(*roles.notes, *notes)))
         return len(found)
+
+
+def _multiply(axes: tags.Axes, one: Axis, other: Axis) -> bool:
+    """Whether two axes are, or belong to, factors of a dimension that is summed over."""
+    return any(_are_factors(closing.dim, one, other) for closing in axes.closings)
+
+
+def _are_factors(dim: Dim, one: Axis, other: Axis) -> bool:
+    if isinstance(dim, Axis):
+        return False
+    parts = dim.terms if isinstance(dim, Sum) else dim.factors
+    places = [[i for i, part in enumerate(parts) if axis in part.axes()] for axis in (one, other)]
+    if isinstance(dim, Product) and any(i != j for i in places[0] for j in places[1]):
+        return True
+    return any(_are_factors(part, one, other) for part in parts)
 
 
 def _ranks(gm: GraphModule, axes: tags.Axes) -> set[Axis]:

@@ -55,15 +55,18 @@ def verify_kind(variant: Variant, call: LayerCall) -> list[str]:
             notes.append(f"{', '.join(r.name for r in roles)} stay whole: narrowing them together failed ({failure})")
             kept = []
         roles, narrowed = kept, None
+    # of a unit that stands for all others a ReLU may give nothing, and then a wrong factor of it does not show
+    coupled = tags.get(variant.traced.graph, tags.Axes).coupled
     axes = [role.axis for role in roles]
-    if variant.scales and not differing_factor(variant, axes, *inputs, narrowed=narrowed) <= MASKED_TOLERANCE:
-        for role in list(roles):
-            if not (error := differing_factor(variant, [role.axis], *inputs)) <= MASKED_TOLERANCE:
-                roles.remove(role)
-                notes.append(
-                    f"{role.name} ({role.axis.size}) stay whole: with all of them alike, a part gives something else "
-                    f"than the whole (relative error {error:.1e}), as where the layer itself divides by what is kept"
-                )
+    together = differing_factor(variant, axes, *inputs, narrowed=narrowed) if variant.scales else 0.0
+    doubted = [role for role in roles if not together <= MASKED_TOLERANCE or role.axis in coupled]
+    for role in doubted if variant.scales else ():
+        if not (error := differing_factor(variant, [role.axis], *inputs)) <= MASKED_TOLERANCE:
+            roles.remove(role)
+            notes.append(
+                f"{role.name} ({role.axis.size}) stay whole: with all of them alike, a part gives something else "
+                f"than the whole (relative error {error:.1e}), as where the layer itself divides by what is kept"
+            )
     variant.roles = replace(variant.roles, found=_numbered(roles))
     tags.put(variant.traced.graph, variant.roles)
     return notes

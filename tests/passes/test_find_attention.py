@@ -6,6 +6,7 @@ from hand_written import (
     HEAD_DIM,
     HEADS,
     HIDDEN,
+    NEURONS,
     Attention,
     GroupedAttention,
     Layer,
@@ -63,6 +64,37 @@ def test_whole_groups_of_heads_are_one_unit(heads: int, kv_heads: int, size: int
     roles = roles_of(GroupedAttention(heads, kv_heads))
     assert [(role.name, role.axis.size) for role in roles.found] == [("heads", size)]
     assert roles.notes == ()
+
+
+class QueriesInGroups(GroupedAttention):
+    """Keys and values are never repeated: queries have a dimension for the group that shares them."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        q = q.unflatten(-1, (self.kv_heads, -1, HEAD_DIM))
+        k, v = (y.unflatten(-1, (self.kv_heads, HEAD_DIM)) for y in (k, v))
+        scores = (torch.einsum("btkgd,bskd->bkgts", q, k) / HEAD_DIM**0.5).softmax(dim=-1)
+        return self.out(torch.einsum("bkgts,bskd->btkgd", scores, v).flatten(2))
+
+
+class TiledAttention(GroupedAttention):
+    """Query heads that share keys and values do not lie side by side: keys are repeated as a whole."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        q, k, v = (f(x_BTD).unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        k, v = (y.repeat(1, self.heads // self.kv_heads, 1, 1) for y in (k, v))
+        scores = (q @ k.transpose(2, 3) / HEAD_DIM**0.5).softmax(dim=-1)
+        return self.out((scores @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("attention", [QueriesInGroups, TiledAttention])
+@pytest.mark.parametrize(("kv_heads", "size"), [(3, 3), (2, 2), (1, 6)])
+def test_whole_groups_however_they_are_spelt(attention: type[GroupedAttention], kv_heads: int, size: int) -> None:
+    gm = run_passes(before(FindAttention, PreNorm(attention(6, kv_heads))), analysis()[3:])
+    roles = tags.get(gm, tags.Roles)
+    assert [(role.name, role.axis.size) for role in roles.found] == [("heads", size), ("neurons", NEURONS)]
+    keys = tags.get(gm, tags.Axes).dims["attention_k_weight"][0]
+    assert (roles.found[0].axis in keys.axes()) == (kv_heads > 1)
 
 
 class WithTwoCores(nn.Module):

@@ -119,3 +119,43 @@ def test_attention_alone_has_no_neurons() -> None:
     roles = tags.get(run_passes(before(FindMlp, AttentionAlone()), [FindMlp()]), tags.Roles)
     assert [role.name for role in roles.found] == ["heads"]
     assert roles.notes == ()
+
+
+class Shuffled(Mlp):
+    """A neuron of one half beside one of the other, as channels are shuffled."""
+
+    def __init__(self, halves: int) -> None:
+        super().__init__()
+        self.halves = halves
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        y = self.up(x_BTD).unflatten(-1, (self.halves, -1))
+        return self.down(y.transpose(-1, -2).flatten(-2).relu())
+
+
+@pytest.mark.parametrize(("halves", "size"), [(2, 28), (28, 28), (8, 8)])
+def test_of_the_factors_of_a_dimension_one_is_narrowed(halves: int, size: int) -> None:
+    roles = tags.get(run_passes(before(FindMlp, PreNorm(mlp=Shuffled(halves))), [FindMlp()]), tags.Roles)
+    assert [(role.name, role.axis.size) for role in roles.found if role.name != "heads"] == [("neurons", size)]
+    other = NEURONS // size
+    assert roles.notes == (
+        f"a dimension of {other} that closes into the stream stays whole: it multiplies one of {size}, which is "
+        "narrowed in its place",
+    )
+
+
+class TwoInOne(Mlp):
+    """Two kinds of neurons side by side: one matrix sums over both, and each is an axis of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(HIDDEN, 20), nn.Linear(HIDDEN, NEURONS - 20)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.cat([self.first(x_BTD).relu(), self.second(x_BTD).sigmoid()], -1))
+
+
+def test_parts_of_a_sum_are_narrowed_each() -> None:
+    roles = tags.get(run_passes(before(FindMlp, PreNorm(mlp=TwoInOne())), [FindMlp()]), tags.Roles)
+    assert sorted(role.axis.size for role in roles.found if role.name != "heads") == [20, NEURONS - 20]
+    assert roles.notes == ()

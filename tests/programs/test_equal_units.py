@@ -51,6 +51,27 @@ def test_experts_whose_router_divides_by_what_is_kept_are_not_narrowed() -> None
         assert any("(6) stay whole" in note and "divides by what is kept" in note for note in layer.notes)
 
 
+class DeadFirstNeuron(SoftExperts):
+    """If all of its neurons are as the first, experts give nothing, whichever are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(INNER).index_fill(0, torch.tensor(0), -100.0))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        share = self.router(x_BTD).softmax(-1)
+        inner = F.relu(torch.einsum("btd,edn->bten", x_BTD, self.up) + self.shift)
+        return x_BTD + torch.einsum("bten,end,bte->btd", inner, self.down, share)
+
+
+def test_nor_are_those_whose_first_neuron_gives_nothing() -> None:
+    model = Chain(DeadFirstNeuron(), DeadFirstNeuron())
+    estfx.transform(model, estfx.Schedule.est(30), example_inputs=(torch.randn(2, 5, HIDDEN),), compile=False)
+    for layer in model.report.layers:  # type: ignore[union-attr]
+        assert [axis.size for axis in layer.axes] == [INNER]
+        assert any("(6) stay whole" in note and "divides by what is kept" in note for note in layer.notes)
+
+
 @pytest.mark.sweep("name")
 @pytest.mark.parametrize("name", DECODERS)
 def test_all_axes_of_decoders_pass(name: str) -> None:
