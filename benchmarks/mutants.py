@@ -1,6 +1,6 @@
 """Plants known bugs, one at a time, and runs the tests: which of them does the default suite catch?
 
-    python benchmarks/mutants.py [ROOM or NAME ...] [--jobs 1] [--whole] [--resume FILE]
+    python benchmarks/mutants.py [ROOM or NAME ...] [--jobs 1] [--named | --whole] [--resume FILE]
 
 The bugs are in `tests/mutants/`, a file for each room of the code. Each is planted in a copy of the working tree, in
 which the tests that its entry names run first, then those that `tests/changed_files.py` holds nearest to the file, and
@@ -11,6 +11,7 @@ is noticed too. In the end the tests that caught something run once without any 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -67,14 +68,16 @@ class Mutant:
         return hashlib.blake2b("\0".join((self.file, self.before, self.after)).encode(), digest_size=8).hexdigest()
 
 
-def mutants() -> list[Mutant]:
+@functools.cache
+def mutants() -> tuple[Mutant, ...]:
     """All of them, in the order of the files."""
     found = []
     for path in sorted(FOLDER.glob("*.yaml")):
-        for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        for entry in yaml.load(path.read_text(encoding="utf-8"), loader):
             tests = tuple(entry.pop("tests", ()))
             found.append(Mutant(room=path.stem, tests=tests, **entry))
-    return found
+    return tuple(found)
 
 
 def nearest(mutant: Mutant) -> list[str]:
@@ -107,7 +110,7 @@ class Outcome:
 
 
 def run_tests(tree: Path, tests: Sequence[str], limit: float, options: Sequence[str] = OPTIONS) -> tuple[int, str]:
-    """pytest's status and what it printed; -1 for a run that took longer than the limit."""
+    """The status of pytest and what it printed; -1 for a run that took longer than the limit."""
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", *options, *tests]
     with tempfile.TemporaryFile("w+") as out:
@@ -131,14 +134,14 @@ def failures(printed: str) -> list[str]:
     return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.MULTILINE)
 
 
-def judged(mutant: Mutant, tree: Path, number: int, whole: bool, limit: float) -> Outcome:
+def judged(mutant: Mutant, tree: Path, number: int, reach: str, limit: float) -> Outcome:
     """Plants the bug in a tree, runs the tests, and takes it out again."""
     path = tree / mutant.file
     text, begun = path.read_text(encoding="utf-8"), time.monotonic()
     path.write_text(mutant.planted(text), encoding="utf-8")
     os.utime(path, (10**9 + number,) * 2)  # Python knows compiled files by time and size, which may be the same
     try:
-        for tests in rounds(mutant, whole):
+        for tests in rounds(mutant, reach):
             status, printed = run_tests(tree, tests, limit)
             if status == -1:
                 return Outcome(f"a hang in {', '.join(tests[:3])}", time.monotonic() - begun)
@@ -152,15 +155,17 @@ def judged(mutant: Mutant, tree: Path, number: int, whole: bool, limit: float) -
     return Outcome(None, time.monotonic() - begun)
 
 
-def rounds(mutant: Mutant, whole: bool) -> Iterator[list[str]]:
+def rounds(mutant: Mutant, reach: str) -> Iterator[list[str]]:
     """Tests in the order in which they are tried."""
     done = list(mutant.tests)
     if done:
         yield done
+        if reach == "named":
+            return
     near = [path for path in nearest(mutant) if path not in done]
     if near:
         yield near
-    if whole:
+    if reach == "whole":
         yield [f"--ignore={path}" for path in (*done, *near) if path.endswith(".py")]
 
 
@@ -210,7 +215,7 @@ def write(path: Path, results: Mapping[str, Mapping[str, Any]], options: argpars
     ordered = {name: results[name] for name in order if name in results}
     record = {
         "command": " ".join(["python", "benchmarks/mutants.py", *sys.argv[1:]]),
-        "options": {"whole": options.whole, "limit": options.limit, "day": os.environ["ESTFX_TESTS_DAY"]},
+        "options": {"tests": options.reach, "limit": options.limit, "day": os.environ["ESTFX_TESTS_DAY"]},
         "environment": environment(),
         "took_seconds": round(time.monotonic() - begun),
         "figures": {
@@ -231,7 +236,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="rooms or names of bugs; by default all")
     parser.add_argument("--jobs", type=int, default=1, help="bugs at once, each in a copy of its own")
-    parser.add_argument("--whole", action="store_true", help="run the whole default suite on what survives")
+    reach = parser.add_mutually_exclusive_group()
+    one: dict[str, Any] = {"dest": "reach", "action": "store_const", "default": "nearest"}
+    reach.add_argument("--named", const="named", help="run no other tests than those that entries name", **one)
+    reach.add_argument("--whole", const="whole", help="run the whole default suite on what survives", **one)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a run of tests")
     parser.add_argument("--resume", type=Path, help="a result file: what it says of bugs that were caught is kept")
     parser.add_argument("--out", type=Path, help="where the result is written; by default benchmarks/results/")
@@ -255,7 +263,7 @@ def main() -> None:
         def work(number: int, mutant: Mutant) -> None:
             tree = trees.get()
             try:
-                found = judged(mutant, tree, number, options.whole, options.limit)
+                found = judged(mutant, tree, number, options.reach, options.limit)
             finally:
                 trees.put(tree)
             with lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections import Counter
 from pathlib import Path
@@ -29,7 +30,7 @@ def test_every_bug_can_be_planted_and_is_python(runner: Any) -> None:
         text = texts.setdefault(mutant.file, (ROOT / mutant.file).read_text(encoding="utf-8"))
         planted = mutant.planted(text)
         assert planted != text, mutant.name
-        compile(planted, mutant.name, "exec")
+        ast.parse(planted, mutant.name)
 
 
 def test_names_are_unique_and_there_are_many(runner: Any) -> None:
