@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from brute_force import make_inputs, record
 from hand_written import HIDDEN, Layer, graph_of_function
 from torch.nn import functional as F
 
@@ -96,6 +98,28 @@ def test_a_write_into_memory_of_its_own_pins_nothing() -> None:
     _, axes = walked(function)
     (axis,) = axes.dims["linear"][-1].axes()
     assert axes.obstacle(axis) == ""
+
+
+def test_all_that_leaves_the_layer_stays_whole() -> None:
+    aten = torch.ops.aten
+
+    def function(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> list[torch.Tensor]:
+        inner = aten.linear.default(x, up)
+        return [aten.add.Tensor(x, aten.linear.default(aten.relu.default(inner), down)), inner]
+
+    for outputs, obstacle in ((1, ""), (2, "it leaves the layer")):
+        recorded = record(function, make_inputs([(3, 5), (7, 5), (5, 7)], np.random.default_rng(0)))
+        recorded.gm.graph.output_node().args = (tuple(recorded.outputs[:outputs]),)
+        axes = Walk(recorded.gm, tags.Interface("x0", (), (), outputs)).run()
+        (neurons,) = axes.dims[recorded.outputs[1].name][-1].axes()
+        assert axes.obstacle(neurons) == obstacle
+
+
+def test_what_an_operator_without_a_rule_gives_stays_whole() -> None:
+    _, axes = walked(lambda m, x: x + m.g(m.f(x).renorm(2, 0, 1.0)))
+    for dim in axes.dims["renorm"]:
+        for axis in dim.axes():
+            assert axes.obstacle(axis).startswith(("no rule for the operator at renorm", "it is a dimension of the res"))
 
 
 MIXING: dict[str, Function] = {

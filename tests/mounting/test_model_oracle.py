@@ -191,6 +191,36 @@ def test_a_wrong_program_is_found_although_each_layer_is_right(monkeypatch: pyte
     assert all(type(layer) is Layer for layer in model.layers)
 
 
+def test_a_wrong_gradient_is_found_although_every_value_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Variant.program
+
+    def wrong(self: Variant, *args: Any) -> Any:
+        made = own(self, *args)
+
+        def call(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor]:
+            return (made.call(x, *others)[0] + 0.5 * (x - x.detach()),)
+
+        return type(made)(made.graph, call, made.gathers, made.units, made.weights)
+
+    monkeypatch.setattr(Variant, "program", wrong)
+    model: Any = estfx.transform(Chain(Layer(), Layer()), HALF, example_inputs=(stream(),), compile=False)
+    whole = model.report.layers[1]  # of the first one's stream nobody asks for a gradient
+    assert not whole.program
+    assert "the model does not do what the original does: the gradient of layers.0.mlp.down.bias" in whole.notes[0]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tensors_of_the_same_numbers_in_another_order_are_told(dtype: torch.dtype, exact: bool) -> None:
+    """As a gradient is in which heads have changed places."""
+    value = torch.randn(512, 512).to(dtype)
+    heads = value.view(512, 8, 64)
+    swapped = torch.cat([value[2:4], value[:2], value[4:]])
+    for other in (value.flip(0), value.roll(1, 0), value.roll(2, 1), heads.flip(1), heads[:, torch.randperm(8)]):
+        assert compared(value, other.reshape(512, 512), exact)
+    assert compared(value, swapped, exact=True)
+
+
 def test_what_cannot_be_verified_is_told() -> None:
     with torch.device("meta"):
         model = build("gpt2")

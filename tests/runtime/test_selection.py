@@ -238,6 +238,20 @@ def test_a_copy_learns_by_itself() -> None:
     assert twin.selection.state_dict()["count"].sum() > after["count"].sum()
 
 
+def test_a_copy_draws_by_its_own_scores() -> None:
+    model = evolving()
+    train(model, adam(model), range(8))
+    twin, fresh = copy.deepcopy(model), evolving()
+    train(twin, adam(twin), range(8, 14))
+    fresh.selection.load_state_dict(twin.selection.state_dict())
+    for step in range(14, 18):
+        for each in (twin, fresh):
+            each.set_step(step)
+        for name, roles in fresh.subnetwork.units.items():
+            for role, kept in roles.items():
+                assert kept.tolist() == twin.subnetwork.units[name][role].tolist()
+
+
 def test_without_an_optimizer_that_is_seen_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = evolving()
     with caplog.at_level(logging.WARNING):
