@@ -18,7 +18,6 @@ import os
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from changed_files import touched_tests  # noqa: E402
 OPTIONS = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider")
 LIMIT = 600  # seconds, after which tests are said to hang
 SURVIVED = "survived"
+HUNG = -1000  # a status of `warm_pytest.py`
 
 
 @dataclass(frozen=True)
@@ -109,24 +109,37 @@ class Outcome:
     seconds: float
 
 
-def run_tests(tree: Path, tests: Sequence[str], limit: float, options: Sequence[str] = OPTIONS) -> tuple[int, str]:
-    """The status of pytest and what it printed; -1 for a run that took longer than the limit."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", *options, *tests]
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(
-            command, cwd=tree, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+class Place:
+    """A copy of the working tree, and a process that runs pytest in it."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        copied(tree)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        environment.pop("PYTHONPATH", None)  # the tree's own takes its place
+        self._pytest = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("warm_pytest.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=tree,
+            env=environment,
+            text=True,
         )
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            status = -1
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # the ranks that a test has started, too
-                process.wait()
-        out.seek(0)
-        return status, out.read()
+
+    def run(self, tests: Sequence[str], limit: float, options: Sequence[str] = OPTIONS) -> tuple[int, str]:
+        """The status of pytest, negative for a crash, and what it printed."""
+        assert self._pytest.stdin is not None
+        assert self._pytest.stdout is not None
+        with tempfile.NamedTemporaryFile("r", suffix=".txt") as out:
+            order = {"tree": str(self.tree), "arguments": [*options, *tests], "out": out.name, "limit": limit}
+            self._pytest.stdin.write(json.dumps(order) + "\n")
+            self._pytest.stdin.flush()
+            return int(self._pytest.stdout.readline()), out.read()
+
+    def close(self) -> None:
+        assert self._pytest.stdin is not None
+        self._pytest.stdin.close()
+        self._pytest.wait()
 
 
 def failures(printed: str) -> list[str]:
@@ -134,24 +147,29 @@ def failures(printed: str) -> list[str]:
     return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.MULTILINE)
 
 
-def judged(mutant: Mutant, tree: Path, number: int, reach: str, limit: float) -> Outcome:
+def judged(mutant: Mutant, place: Place, number: int, reach: str, limit: float) -> Outcome:
     """Plants the bug in a tree, runs the tests, and takes it out again."""
-    path = tree / mutant.file
+    path = place.tree / mutant.file
     text, begun = path.read_text(encoding="utf-8"), time.monotonic()
     path.write_text(mutant.planted(text), encoding="utf-8")
     os.utime(path, (10**9 + number,) * 2)  # Python knows compiled files by time and size, which may be the same
     try:
         for tests in rounds(mutant, reach):
-            status, printed = run_tests(tree, tests, limit)
-            if status == -1:
+            status, printed = place.run(tests, limit)
+            if status == HUNG:
                 return Outcome(f"a hang in {', '.join(tests[:3])}", time.monotonic() - begun)
+            if status < 0:
+                return Outcome(f"a crash in {', '.join(tests[:3])}", time.monotonic() - begun)
             if status not in (0, 5):  # 5: there was none to run
-                caught = failures(printed) or [f"pytest's status {status} in {', '.join(tests[:3])}"]
+                if not (caught := failures(printed)):
+                    raise RuntimeError(f"{mutant.name}: pytest does not run:\n{printed[-2000:]}")
                 return Outcome(caught[0], time.monotonic() - begun)
     finally:
         path.write_text(text, encoding="utf-8")
         os.utime(path, (10**9 - 1 - number,) * 2)
-        shutil.rmtree(tree / ".hypothesis", ignore_errors=True)  # or one bug's examples would be tried on the next
+        shutil.rmtree(
+            place.tree / ".hypothesis", ignore_errors=True
+        )  # or one bug's examples would be tried on the next
     return Outcome(None, time.monotonic() - begun)
 
 
@@ -196,10 +214,18 @@ def unsound(results: Mapping[str, Mapping[str, Any]], limit: float) -> set[str]:
     if not tests:
         return set()
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        copied(tree)
-        _, printed = run_tests(tree, sorted(tests), limit, OPTIONS[1:])
+        place = Place(Path(folder))
+        _, printed = place.run(sorted(tests), limit, OPTIONS[1:])
+        place.close()
     return tests & set(failures(printed))
+
+
+@functools.cache
+def environment() -> Any:
+    """Asked of a process of its own: this one imports nothing of what bugs are planted in."""
+    code = "import json; from estfx.training import environment; print(json.dumps(environment()))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    return json.loads(told.stdout)
 
 
 def score(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -209,8 +235,6 @@ def score(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 def write(path: Path, results: Mapping[str, Mapping[str, Any]], options: argparse.Namespace, begun: float) -> None:
     """Writes what is known so far, in the order of the list."""
-    from estfx.training import environment
-
     order = [mutant.name for mutant in mutants()]
     ordered = {name: results[name] for name in order if name in results}
     record = {
@@ -255,17 +279,16 @@ def main() -> None:
     todo = [mutant for mutant in chosen if mutant.name not in results]
     lock = threading.Lock()
     with tempfile.TemporaryDirectory() as folder:
-        trees: queue.Queue[Path] = queue.Queue()
+        places: queue.Queue[Place] = queue.Queue()
         for number in range(options.jobs):
-            copied(tree := Path(folder) / str(number))
-            trees.put(tree)
+            places.put(Place(Path(folder) / str(number)))
 
         def work(number: int, mutant: Mutant) -> None:
-            tree = trees.get()
+            place = places.get()
             try:
-                found = judged(mutant, tree, number, options.reach, options.limit)
+                found = judged(mutant, place, number, options.reach, options.limit)
             finally:
-                trees.put(tree)
+                places.put(place)
             with lock:
                 results[mutant.name] = {
                     "room": mutant.room,
@@ -281,6 +304,8 @@ def main() -> None:
         with ThreadPoolExecutor(options.jobs) as executor:
             for each in [executor.submit(work, number, mutant) for number, mutant in enumerate(todo)]:
                 each.result()
+        while not places.empty():
+            places.get().close()
     wrong = unsound(results, 10 * options.limit)
     for result in results.values():
         if result["caught_by"] in wrong:

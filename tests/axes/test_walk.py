@@ -119,7 +119,9 @@ def test_what_an_operator_without_a_rule_gives_stays_whole() -> None:
     _, axes = walked(lambda m, x: x + m.g(m.f(x).renorm(2, 0, 1.0)))
     for dim in axes.dims["renorm"]:
         for axis in dim.axes():
-            assert axes.obstacle(axis).startswith(("no rule for the operator at renorm", "it is a dimension of the res"))
+            assert axes.obstacle(axis).startswith(
+                ("no rule for the operator at renorm", "it is a dimension of the res")
+            )
 
 
 MIXING: dict[str, Function] = {
