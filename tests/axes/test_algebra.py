@@ -192,6 +192,15 @@ def test_sums_that_were_unified_are_split_as_one():
         assert str(algebra.resolve(one)).count(":2") == 2
 
 
+def test_no_factor_of_a_product_is_a_product_also_after_one_was_split():
+    algebra = Algebra()
+    left, right = atoms(algebra, 6, 5)
+    whole = algebra.product([left, right])
+    algebra.split_minor(left, 3)
+    assert [type(factor) for factor in algebra.resolve(whole).factors] == [Axis] * 3
+    assert [algebra.size(factor) for factor in algebra.factors(whole)] == [2, 3, 5]
+
+
 def test_a_dimension_without_elements_holds_no_axes():
     algebra = Algebra()
     heads, none = atoms(algebra, 5, 0)

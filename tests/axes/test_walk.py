@@ -134,7 +134,8 @@ MIXING: dict[str, Function] = {
     "one position": lambda m, x: x + x[:, 0][:, None],
     "all positions one by one": lambda m, x: x + torch.stack(x.unbind(0), 0) + x[:, -1:].unbind(1)[0][:, None],
     "a product of two from the stream": lambda m, x: x + (x @ m.f(x).mT) @ m.g(x),
-    "an einsum of two from the stream": lambda m, x: x + torch.einsum("btd,bsd,bse->bte", x, m.f(x), m.g(x)),
+    "an einsum of two from the stream": lambda m, x: x + torch.einsum("btd,bsd->bt", x, m.f(x))[..., None],
+    "an einsum of three from the stream": lambda m, x: x + torch.einsum("btd,bsd,bse->bte", x, m.f(x), m.g(x)),
 }
 APART: dict[str, Function] = {
     "a projection": lambda m, x: x + m.f(x),

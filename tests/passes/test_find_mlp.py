@@ -100,6 +100,17 @@ def test_a_norm_over_the_neurons_is_noted() -> None:
     assert role.note == "a statistic at layer_norm_2 is taken over the kept part"
 
 
+def test_two_norms_over_the_neurons_are_noted() -> None:
+    class TwiceNormed(Normed):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            return self.down(self.norm(self.norm(self.up(x_BTD)).relu()))
+
+    assert (
+        roles_of(TwiceNormed()).found[-1].note
+        == "a statistic at layer_norm_2, layer_norm_3 is taken over the kept part"
+    )
+
+
 def test_a_width_that_does_not_lead_into_the_stream_stays_whole() -> None:
     roles = roles_of(Twice())
     assert [(r.name, r.axis.size) for r in roles.found] == [("heads", 5), ("neurons", NEURONS)]
