@@ -13,6 +13,7 @@ from torch import nn
 from transformers import DynamicCache
 
 import estfx
+from estfx.runtime.layer_mount import Mount, in_backward
 from estfx.schedules import Schedule, Stage
 
 HALF_THEN_WHOLE = (Stage(start=0, layers=0.5), Stage(start=4))
@@ -54,6 +55,45 @@ def test_layers_that_always_run_are_neither_scaled_nor_counted() -> None:
     for name, runs in list(model.subnetwork.layers.items())[1:]:
         want = want + 2.0 * runs * Mlp.forward(twin.get_submodule(name), want)
     torch.testing.assert_close(model(stream()), want)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_runs_is_computed_again_under_activation_checkpointing(
+    reentrant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only so is memory saved: what equals the original to the bit may as well not be checkpointed at all."""
+    again: list[tuple[str, bool]] = []
+    own = Mount.run
+    monkeypatch.setattr(
+        Mount, "run", lambda self, *given: again.append((self.path, in_backward())) or own(self, *given)
+    )
+    grads = []
+    for model, checkpointing in [(evolving()[0], each) for each in (False, True)]:
+        if checkpointing:
+            enable_checkpointing(model, reentrant)
+        model.set_step(0)
+        again.clear()
+        model(tokens(), labels=tokens()).loss.backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    running = [name for name, runs in model.subnetwork.layers.items() if runs]
+    assert again == [(name, False) for name in running] + [(name, True) for name in reversed(running)]
+    assert grads[0].keys() == grads[1].keys()
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+def enable_checkpointing(model: Any, reentrant: bool = False) -> None:
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+
+
+def test_refusal_of_another_step_between_a_forward_pass_and_its_recomputation() -> None:
+    model, _ = evolving()
+    enable_checkpointing(model)
+    model.set_step(0)
+    loss = model(tokens(), labels=tokens()).loss
+    model.set_step(1)
+    with pytest.raises(estfx.EstfxError, match=r"set_step\(1\) was called between a forward pass of step 0 and its"):
+        loss.backward()
 
 
 def evolving() -> tuple[Any, nn.Module]:
