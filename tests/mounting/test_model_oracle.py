@@ -53,6 +53,7 @@ def test_rounding_is_forgiven_only_where_it_is_known(size: int) -> None:
     assert compared(value, near, exact=False) == []
     (said,) = compared(value, far, exact=False)
     assert re.fullmatch(r"x of run 1 \(relative error( about)? \de-0\d\)", said)
+    assert compared(value, value * 1.01, exact=False)
 
 
 def test_zeros_of_either_sign_are_equal_and_shapes_are_not() -> None:
@@ -87,6 +88,26 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD + self.mlp(x_BTD)
+
+
+class Leaves(Layer):
+    """Leaves a loss in an attribute, and counts its calls in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss: torch.Tensor | None = None
+        self.calls = 0
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        self.loss, self.calls = x_BTD.square().mean(), self.calls + 1
+        return super().forward(x_BTD)
+
+
+def test_what_a_forward_pass_leaves_behind_is_observed() -> None:
+    model = Chain(Leaves())
+    first, second = observed(model, (stream(),))
+    assert torch.equal(first["what is left in layers.0.loss, 0"], stream().square().mean())
+    assert [run["what is left in layers.0.calls, 0"] for run in (first, second)] == [1, 2]
 
 
 class Alternates(Layer):
