@@ -116,6 +116,28 @@ def test_a_width_that_does_not_lead_into_the_stream_stays_whole() -> None:
     assert [(r.name, r.axis.size) for r in roles.found] == [("heads", 5), ("neurons", NEURONS)]
 
 
+class Scored(Mlp):
+    """The neurons are summed up once more, to weigh what they give: half of them would weigh it otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(NEURONS, 3)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        y = self.up(x_BTD).relu()
+        return self.down(y) * self.score(y).amax(-1, keepdim=True).sigmoid()
+
+
+def test_neurons_that_are_also_summed_up_elsewhere_stay_whole() -> None:
+    roles = roles_of(Scored())
+    assert [role.name for role in roles.found] == ["heads"]
+    (note,) = roles.notes
+    assert note == (
+        f"a dimension of {NEURONS} that closes into the stream stays whole: a contraction that sums over it does not "
+        "lead back into the residual stream"
+    )
+
+
 def test_a_second_mlp_has_neurons_of_its_own() -> None:
     roles = roles_of(Double())
     assert [(r.name, r.axis.size) for r in roles.found[1:]] == [("neurons", NEURONS), ("neurons_2", 24)]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from tiny_decoders import build, tokens
 
 import estfx
 from estfx.schedules import Schedule, Stage
 
+NARROW = {"heads": 0.5, "neurons": 0.5, "layers": 0.67}
+GROWING = [Stage(start=0, **NARROW), Stage(start=5, neurons=0.5), Stage(start=10)]
 
-def test_after_a_warm_up_the_step_in_force_runs_what_it_did() -> None:
-    stages = [Stage(start=0, heads=0.5, neurons=0.5, layers=0.67), Stage(start=5, neurons=0.5), Stage(start=10)]
+
+@pytest.mark.parametrize("stages", [GROWING, GROWING[:1]], ids=["growing", "constant"])
+def test_after_a_warm_up_the_step_in_force_runs_what_it_did(stages: list[Stage]) -> None:
     model: Any = estfx.transform(build("gpt2"), Schedule(stages=stages), compile=False, verify=False)
     ids = tokens()
     model.set_step(3)
