@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hand_written import HIDDEN, NEURONS, VOCABULARY, Decoder, PreNorm, graph_of
+from hand_written import HEADS, HIDDEN, NEURONS, VOCABULARY, Decoder, PreNorm, graph_of
 
 import estfx
 from estfx.costs.node_flops import LENGTH, node_flops
@@ -32,4 +32,6 @@ def test_parts_of_a_plan_add_up() -> None:
     qkv, core, out, up, down = products(3, 20)
     assert found.whole.flops_forward == {"heads": qkv + core + out, "neurons": up + down}
     assert found.stages[0].flops_forward == {"heads": qkv + core + out, "neurons": (up + down) / 2}
+    assert found.whole.units == {"heads": (HEADS, HEADS), "neurons": (NEURONS, NEURONS), "layers": (1, 1)}
+    assert found.stages[0].units == {**found.whole.units, "neurons": (NEURONS // 2, NEURONS)}
     assert 3 * sum(found.whole.flops_forward.values()) == found.whole.flops_layers
