@@ -115,7 +115,7 @@ def test_no_file_is_long_and_no_folder_full() -> None:
 
 def test_tests_mirror_the_folders() -> None:
     here = {path.name for path in Path(__file__).parent.iterdir() if path.is_dir() and not path.name.startswith("_")}
-    assert here - {"drawn_decoders", "golden", "quality"} <= {*FOLDERS, "passes"}
+    assert here - {"drawn_decoders", "golden", "mutants", "quality"} <= {*FOLDERS, "passes"}
     for path in Path(__file__).parent.glob("*/test_*.py"):
         assert path.parent.name in here
 

@@ -360,6 +360,15 @@ def test_attention_weights_of_a_part_are_refused() -> None:
         model(input_ids=tokens(), output_attentions=True)
 
 
+def test_attention_weights_are_refused_as_the_configuration_and_then_the_call_ask_for_them() -> None:
+    model = build("llama_grouped", attn_implementation="eager")
+    estfx.transform(model, SCHEDULE, compile=False, verify=False).set_step(0)
+    model.config.output_attentions = True
+    with pytest.raises(estfx.EstfxError, match="output_attentions"):
+        model(input_ids=tokens())
+    model(input_ids=tokens(), output_attentions=False)
+
+
 def test_a_kv_cache_while_training_runs_the_whole_layer_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = evolving()
     model.set_step(10)

@@ -8,15 +8,15 @@ the operator's arguments once axes are narrower. An operator without a rule pins
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
 
 from estfx.axes.algebra import Algebra, Ref
 from estfx.axes.linear_paths import leading_into_stream
+from estfx.axes.resize import Resize
 from estfx.axes.rule_tables import (
     FACTORIES,
     RESIZERS,
@@ -293,33 +293,3 @@ def _has_numbers(node: Node) -> bool:
     value = node.meta.get("val")
     tensors = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, torch.Tensor)]
     return any(v.is_floating_point() or v.is_complex() for v in tensors)
-
-
-@dataclass
-class Resize:
-    """What a resizer may ask: the old dimensions, and what they come to once the axes in `kept` are narrower."""
-
-    axes: tags.Axes
-    kept: Mapping[Axis, int]
-    materialise: Callable[[Any, Dim], Any]  # the size of a dimension with a dynamic part, from what it was
-    born: Mapping[Node, str] = field(default_factory=dict)  # what took the place of others, as a part
-
-    def dims(self, node: Node) -> tuple[Dim, ...]:
-        """What the dimensions were made of before anything was narrowed."""
-        return self.axes.dims[self.born.get(node, node.name)]
-
-    def changes(self, dim: Dim) -> bool:
-        """Whether the dimension becomes narrower."""
-        return any(axis in self.kept for axis in dim.axes())
-
-    def sizes(self, node: Node, old: Sequence[Any]) -> list[Any]:
-        """The sizes in a shape argument, one for each dimension of the node's result; -1 and what stays are kept."""
-        new = []
-        for value, dim in zip(old, self.dims(node), strict=True):
-            if not self.changes(dim) or (isinstance(value, int) and value == -1):
-                new.append(value)
-            elif any(axis.dynamic for axis in dim.axes()):
-                new.append(self.materialise(value, dim))
-            else:
-                new.append(dim.narrowed_size(self.kept))
-        return new

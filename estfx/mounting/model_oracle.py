@@ -269,7 +269,10 @@ def kept(value: torch.Tensor) -> torch.Tensor | Fingerprint:
 
 
 def _fingerprint(value: torch.Tensor) -> Fingerprint:
-    """Sums of its pieces, of as many bits at once as an integer has, and of its numbers: quick, with little memory."""
+    """Sums of its pieces, of as many bits at once as an integer has, and of its numbers: quick, with little memory.
+
+    They are taken along rows and across them: the same numbers in another order give others.
+    """
     flat = value.detach().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
@@ -279,10 +282,14 @@ def _fingerprint(value: torch.Tensor) -> Fingerprint:
             piece = torch.nn.functional.pad(piece, (0, missing))
         piece = piece + 0.0 if piece.is_floating_point() else piece  # a zero has one sign
         rows = piece.view(ROWS, -1)
-        for each in rows.view(torch.int64).sum(1).tolist():
+        words = rows.view(torch.int64)
+        across = words.sum(0)
+        across = (across ^ (across >> 31)) * torch.arange(1, len(across) + 1, device=across.device)
+        for each in (*words.sum(1).tolist(), int(across.sum())):
             bits = (bits * 1_000_003 + each) % (1 << 64)
         if piece.is_floating_point():
-            sums = rows.sum(1, dtype=torch.promote_types(torch.float32, piece.dtype)).double()
-            projection += float((sums * direction(sums)).sum()) * math.cos(number)
+            dtype = torch.promote_types(torch.float32, piece.dtype)
+            for sums in (rows.sum(1, dtype=dtype).double(), rows.sum(0, dtype=dtype).double()):
+                projection += float((sums * direction(sums)).sum()) * math.cos(number)
             squares += float(torch.linalg.vector_norm(piece.float() if piece.itemsize < 4 else piece)) ** 2
     return Fingerprint(tuple(value.shape), bits, projection, math.sqrt(squares))

@@ -27,7 +27,7 @@ from estfx.errors import EstfxError
 from estfx.programs import Kind, resolve
 from estfx.runtime.output_recorders import tell_recorders
 from estfx.runtime.runtime import Runtime
-from estfx.stand_ins import as_original, stand_in_for
+from estfx.stand_ins import as_original, checkpointed, stand_in_for
 from estfx.tracing import (
     ATTRIBUTE,
     Changes,
@@ -273,7 +273,7 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
             return as_original(self, ATTRIBUTE, **own)
 
         body = {"__call__": __call__, "forward": forward, "__reduce_ex__": __reduce_ex__}
-        _mounted_classes[cls] = stand_in_for(cls, body)
+        _mounted_classes[cls] = checkpointed(stand_in_for(cls, body))
     return _mounted_classes[cls]
 
 

@@ -182,6 +182,32 @@ def test_a_fused_projection_is_found_whichever_way_it_is_taken_apart():
     assert [axis.size for axis in algebra.resolve(rows).axes()] == [3, 5, 1, 1, 2]
 
 
+def test_sums_that_were_unified_are_split_as_one():
+    algebra = Algebra()
+    one, other = (algebra.sum(atoms(algebra, 6, 4)) for _ in range(2))
+    assert algebra.unify(one, other)
+    for side in (one, other):
+        assert algebra.split_minor(side, 2) is not None
+        assert algebra.resolve(one) == algebra.resolve(other)
+        assert str(algebra.resolve(one)).count(":2") == 2
+
+
+def test_no_factor_of_a_product_is_a_product_also_after_one_was_split():
+    algebra = Algebra()
+    left, right = atoms(algebra, 6, 5)
+    whole = algebra.product([left, right])
+    algebra.split_minor(left, 3)
+    assert [type(factor) for factor in algebra.resolve(whole).factors] == [Axis] * 3
+    assert [algebra.size(factor) for factor in algebra.factors(whole)] == [2, 3, 5]
+
+
+def test_a_dimension_without_elements_holds_no_axes():
+    algebra = Algebra()
+    heads, none = atoms(algebra, 5, 0)
+    algebra.pin(algebra.product([heads, none]), "it is empty")
+    assert [axis.size for axis in algebra.pins()] == [0]
+
+
 def test_sums_unify_term_by_term():
     algebra = Algebra()
     a, b = atoms(algebra, 10, 10)

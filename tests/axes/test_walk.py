@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from brute_force import make_inputs, record
 from hand_written import HIDDEN, Layer, graph_of_function
 from torch.nn import functional as F
 
@@ -98,6 +100,30 @@ def test_a_write_into_memory_of_its_own_pins_nothing() -> None:
     assert axes.obstacle(axis) == ""
 
 
+def test_all_that_leaves_the_layer_stays_whole() -> None:
+    aten = torch.ops.aten
+
+    def function(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> list[torch.Tensor]:
+        inner = aten.linear.default(x, up)
+        return [aten.add.Tensor(x, aten.linear.default(aten.relu.default(inner), down)), inner]
+
+    for outputs, obstacle in ((1, ""), (2, "it leaves the layer")):
+        recorded = record(function, make_inputs([(3, 5), (7, 5), (5, 7)], np.random.default_rng(0)))
+        recorded.gm.graph.output_node().args = (tuple(recorded.outputs[:outputs]),)
+        axes = Walk(recorded.gm, tags.Interface("x0", (), (), outputs)).run()
+        (neurons,) = axes.dims[recorded.outputs[1].name][-1].axes()
+        assert axes.obstacle(neurons) == obstacle
+
+
+def test_what_an_operator_without_a_rule_gives_stays_whole() -> None:
+    _, axes = walked(lambda m, x: x + m.g(m.f(x).renorm(2, 0, 1.0)))
+    for dim in axes.dims["renorm"]:
+        for axis in dim.axes():
+            assert axes.obstacle(axis).startswith(
+                ("no rule for the operator at renorm", "it is a dimension of the res")
+            )
+
+
 MIXING: dict[str, Function] = {
     "a convolution": lambda m, x: (
         x + F.conv1d(x.mT, m.f.weight[:, :1, None].expand(-1, 1, 2), padding=1, groups=HIDDEN)[..., 1:].mT
@@ -108,7 +134,8 @@ MIXING: dict[str, Function] = {
     "one position": lambda m, x: x + x[:, 0][:, None],
     "all positions one by one": lambda m, x: x + torch.stack(x.unbind(0), 0) + x[:, -1:].unbind(1)[0][:, None],
     "a product of two from the stream": lambda m, x: x + (x @ m.f(x).mT) @ m.g(x),
-    "an einsum of two from the stream": lambda m, x: x + torch.einsum("btd,bsd,bse->bte", x, m.f(x), m.g(x)),
+    "an einsum of two from the stream": lambda m, x: x + torch.einsum("btd,bsd->bt", x, m.f(x))[..., None],
+    "an einsum of three from the stream": lambda m, x: x + torch.einsum("btd,bsd,bse->bte", x, m.f(x), m.g(x)),
 }
 APART: dict[str, Function] = {
     "a projection": lambda m, x: x + m.f(x),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import combinations
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from foreign_decoders import Universal
 from hand_written import VOCABULARY
+from torch import nn
 
 import estfx
-from estfx.costs.parameters_at_work import chance_to_run
+from estfx.costs.parameters_at_work import CallAtWork, chance_to_run, parameters_at_work
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
 
@@ -50,6 +53,16 @@ def test_tied_parameters_are_planned_once() -> None:
     found = estfx.plan(Tied(), SCHEDULE, batch_size=2, seq_len=16)
     assert found.whole.parameters == sum(p.numel() for p in Tied().parameters())
     assert found.stages[0].parameters < found.stages[1].parameters < found.whole.parameters
+
+
+def test_of_a_parameter_that_modules_share_each_takes_a_part_by_itself() -> None:
+    shared, own = nn.Linear(10, 10, bias=False), nn.Linear(10, 4, bias=False)
+    calls: list[Any] = [SimpleNamespace(path=path, module=shared) for path in ("a", "b")]
+    each = [CallAtWork(call, False, {"weight": 50}) for call in calls]
+    each.append(CallAtWork(SimpleNamespace(path="c", module=own), False, {"weight": 30}))  # type: ignore[arg-type]
+    assert parameters_at_work(each, 0) == 75 + 30
+    some = [CallAtWork(call, True, {"weight": 50}) for call in calls]
+    assert parameters_at_work(some, 1) == 100 * (1 - 0.75**2)  # each runs in half of the draws
 
 
 @pytest.mark.parametrize(("calls", "kept", "total"), [(1, 3, 6), (2, 3, 6), (3, 3, 6), (6, 3, 6), (2, 6, 6)])

@@ -161,3 +161,20 @@ def test_memory_falls_with_the_kept_fraction() -> None:
 def test_a_schedule_without_an_end_is_refused() -> None:
     with pytest.raises(estfx.ScheduleError, match="no total_steps"):
         estfx.plan(build("gpt2"), Schedule.constant(0.5), batch_size=1, seq_len=8)
+
+
+def test_flops_are_counted_up_to_a_step() -> None:
+    usual = {
+        "heads": 1.0,
+        "neurons": 1.0,
+        "layers": 1.0,
+        "flops_layers": 1.0,
+        "parameters": 1.0,
+        "activation_bytes": 1.0,
+    }
+    stages = [
+        estfx.StagePlan(start=start, stop=stop, flops_model=flops, **usual)
+        for start, stop, flops in ((0, 4, 10.0), (4, 10, 20.0))
+    ]
+    found = estfx.Plan(batch_size=1, seq_len=1, stages=stages, whole=stages[-1].model_copy(update={"start": 0}))
+    assert [found.flops_until(step) for step in (0, 1, 4, 5, 10, 12)] == [0, 10, 40, 60, 160, 160]

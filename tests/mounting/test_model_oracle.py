@@ -53,6 +53,7 @@ def test_rounding_is_forgiven_only_where_it_is_known(size: int) -> None:
     assert compared(value, near, exact=False) == []
     (said,) = compared(value, far, exact=False)
     assert re.fullmatch(r"x of run 1 \(relative error( about)? \de-0\d\)", said)
+    assert compared(value, value * 1.01, exact=False)
 
 
 def test_zeros_of_either_sign_are_equal_and_shapes_are_not() -> None:
@@ -87,6 +88,26 @@ class Layer(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD + self.mlp(x_BTD)
+
+
+class Leaves(Layer):
+    """Leaves a loss in an attribute, and counts its calls in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss: torch.Tensor | None = None
+        self.calls = 0
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        self.loss, self.calls = x_BTD.square().mean(), self.calls + 1
+        return super().forward(x_BTD)
+
+
+def test_what_a_forward_pass_leaves_behind_is_observed() -> None:
+    model = Chain(Leaves())
+    first, second = observed(model, (stream(),))
+    assert torch.equal(first["what is left in layers.0.loss, 0"], stream().square().mean())
+    assert [run["what is left in layers.0.calls, 0"] for run in (first, second)] == [1, 2]
 
 
 class Alternates(Layer):
@@ -189,6 +210,36 @@ def test_a_wrong_program_is_found_although_each_layer_is_right(monkeypatch: pyte
         estfx.transform(model, HALF, example_inputs=(stream(),), compile=False)
     assert type(model) is Chain
     assert all(type(layer) is Layer for layer in model.layers)
+
+
+def test_a_wrong_gradient_is_found_although_every_value_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Variant.program
+
+    def wrong(self: Variant, *args: Any) -> Any:
+        made = own(self, *args)
+
+        def call(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor]:
+            return (made.call(x, *others)[0] + 0.5 * (x - x.detach()),)
+
+        return type(made)(made.graph, call, made.gathers, made.units, made.weights)
+
+    monkeypatch.setattr(Variant, "program", wrong)
+    model: Any = estfx.transform(Chain(Layer(), Layer()), HALF, example_inputs=(stream(),), compile=False)
+    whole = model.report.layers[1]  # of the first one's stream nobody asks for a gradient
+    assert not whole.program
+    assert "the model does not do what the original does: the gradient of layers.0.mlp.down.bias" in whole.notes[0]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tensors_of_the_same_numbers_in_another_order_are_told(dtype: torch.dtype, exact: bool) -> None:
+    """As a gradient is in which heads have changed places."""
+    value = torch.randn(512, 512).to(dtype)
+    heads = value.view(512, 8, 64)
+    swapped = torch.cat([value[2:4], value[:2], value[4:]])
+    for other in (value.flip(0), value.roll(1, 0), value.roll(2, 1), heads.flip(1), heads[:, torch.randperm(8)]):
+        assert compared(value, other.reshape(512, 512), exact)
+    assert compared(value, swapped, exact=True)
 
 
 def test_what_cannot_be_verified_is_told() -> None:

@@ -97,6 +97,26 @@ def test_whole_groups_however_they_are_spelt(attention: type[GroupedAttention], 
     assert (roles.found[0].axis in keys.axes()) == (kv_heads > 1)
 
 
+class ByHand(Attention):
+    """Scores and their softmax written out, the softmax over one of the dimensions `[batch, heads, query, key]`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        q, k, v = (y.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2) for y in self.qkv(x_BTD).split(HIDDEN, dim=2))
+        y = (q @ k.transpose(-1, -2)).softmax(self.dim) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("dim", "is_core"), [(-1, True), (3, True), (-2, False), (2, False), (1, False)])
+def test_a_core_is_a_softmax_over_what_is_then_summed_over(dim: int, is_core: bool) -> None:
+    roles = roles_of(ByHand(dim))
+    assert len(roles.cores) == is_core
+    assert [(role.name, role.axis.size) for role in roles.found] == [("heads", HEADS)] * is_core
+
+
 class WithTwoCores(nn.Module):
     """Two attentions of different widths, their results added."""
 

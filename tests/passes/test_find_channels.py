@@ -228,6 +228,77 @@ def test_refusal_names_the_obstacle() -> None:
     assert note.startswith(f"the channels that close at linear_1 stay whole ({CHANNELS}: sorted at sort = sort.")
 
 
+class TwoOuts(Convolution):
+    """The channels are summed up by two matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(CHANNELS, HIDDEN, bias=False)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x, gate = self.into(x_BTD).chunk(2, dim=-1)
+        y = self.filters(x.transpose(1, 2))[..., : x_BTD.shape[1]].transpose(1, 2) * gate
+        return self.out(y) + self.second(y)
+
+
+def test_channels_that_close_twice_have_one_role() -> None:
+    roles = roles_of(TwoOuts())
+    assert [(role.name, role.axis.size) for role in roles.found] == [("channels", CHANNELS)]
+
+
+class TwoFilters(nn.Module):
+    """Two convolutions of different widths, which end in one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.ModuleList(nn.Linear(HIDDEN, size) for size in (CHANNELS, 16))
+        self.filters = nn.ModuleList(nn.Conv1d(size, size, 4, groups=size, padding=3) for size in (CHANNELS, 16))
+        self.out = nn.Linear(CHANNELS + 16, HIDDEN)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        both = zip(self.into, self.filters, strict=True)
+        each = [filters(into(x_BTD).mT)[..., : x_BTD.shape[1]].mT for into, filters in both]
+        return self.out(torch.cat(each, -1).relu())
+
+
+def test_each_part_of_a_sum_has_channels_of_its_own() -> None:
+    roles = roles_of(TwoFilters())
+    assert [(r.name, r.axis.size) for r in roles.found] == [("channels", CHANNELS), ("channels_2", 16)]
+
+
+class ByThemselves(Convolution):
+    """Positions are weighed by products of their channels: fewer of those would weigh them otherwise."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x, gate = self.into(x_BTD).chunk(2, dim=-1)
+        return self.out(((x @ x.mT).tanh() @ x) * gate)
+
+
+def test_channels_over_which_positions_are_weighed_stay_whole() -> None:
+    roles = roles_of(ByThemselves())
+    assert roles.found == ()
+    (note,) = roles.notes
+    assert note.startswith(
+        f"the channels that close at linear_1 stay whole ({CHANNELS}: a contraction that sums over it"
+    )
+
+
+class OfTheStream(nn.Module):
+    """The stream itself is summed up in order: its width is no channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(HIDDEN, HIDDEN)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.out(x_BTD.cumsum(1))
+
+
+def test_the_width_of_the_stream_is_no_channels() -> None:
+    roles = roles_of(OfTheStream())
+    assert (roles.found, roles.cores, roles.notes) == ((), (), ())
+
+
 def test_channels_beside_heads() -> None:
     class Hybrid(nn.Module):
         def __init__(self) -> None:

@@ -100,9 +100,42 @@ def test_a_norm_over_the_neurons_is_noted() -> None:
     assert role.note == "a statistic at layer_norm_2 is taken over the kept part"
 
 
+def test_two_norms_over_the_neurons_are_noted() -> None:
+    class TwiceNormed(Normed):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            return self.down(self.norm(self.norm(self.up(x_BTD)).relu()))
+
+    assert (
+        roles_of(TwiceNormed()).found[-1].note
+        == "a statistic at layer_norm_2, layer_norm_3 is taken over the kept part"
+    )
+
+
 def test_a_width_that_does_not_lead_into_the_stream_stays_whole() -> None:
     roles = roles_of(Twice())
     assert [(r.name, r.axis.size) for r in roles.found] == [("heads", 5), ("neurons", NEURONS)]
+
+
+class Scored(Mlp):
+    """The neurons are summed up once more, to weigh what they give: half of them would weigh it otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(NEURONS, 3)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        y = self.up(x_BTD).relu()
+        return self.down(y) * self.score(y).amax(-1, keepdim=True).sigmoid()
+
+
+def test_neurons_that_are_also_summed_up_elsewhere_stay_whole() -> None:
+    roles = roles_of(Scored())
+    assert [role.name for role in roles.found] == ["heads"]
+    (note,) = roles.notes
+    assert note == (
+        f"a dimension of {NEURONS} that closes into the stream stays whole: a contraction that sums over it does not "
+        "lead back into the residual stream"
+    )
 
 
 def test_a_second_mlp_has_neurons_of_its_own() -> None:

@@ -191,6 +191,10 @@ REFUSED: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
         lambda m, x: x * (t := m.g(x).sigmoid()) + m.f(x) * (1 - t),
         ENDS_AT + "add = add.Tensor",
     ),
+    "a gate for each channel, from all positions": (
+        lambda m, x: x * m.g(x).mean(1, keepdim=True).sigmoid() + m.f(x),
+        ENDS_AT + "add = add.Tensor",
+    ),
     "several streams": (several_streams, ENDS_AT + "sum_1 = sum.dim_IntList"),
     "only a norm": (lambda m, x: m.norm(x), "it has no residual join: its output is its stream, scaled at most"),
     "a norm by hand": (

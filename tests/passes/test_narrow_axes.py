@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from estfx.errors import VerifyError
 from estfx.graphs import tags
-from estfx.graphs.dimensions import Axis
+from estfx.graphs.dimensions import Axis, Product
 from estfx.graphs.fx_graphs import arguments, clone, sizes
 from estfx.graphs.pipeline import run_passes
 from estfx.graphs.printing import graph_text
 from estfx.passes import analysis
-from estfx.passes.narrow_axes import NarrowAxes
+from estfx.passes.narrow_axes import NarrowAxes, _Narrowing
 from estfx.programs.program import resolve
 
 
@@ -95,6 +95,16 @@ def test_a_narrowed_graph_is_the_whole_with_the_other_units_masked_where_they_cl
         masked[path] = masked[path] * mask.reshape(-1)
     want = gm(stream().double(), *masked.values())[0]
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_refusal_of_units_between_two_open_sizes() -> None:
+    gm = analysed(PreNorm())
+    kept = halved(gm)
+    batch, length = (Axis(-i, size, dynamic=True) for i, size in ((1, 3), (2, 17)))
+    (value,) = (n for n in gm.graph.nodes if n.op == "placeholder" and n.name == "mlp_up_bias")
+    units = next(axis for axis in kept if axis.size == NEURONS)
+    with pytest.raises(VerifyError, match="has dynamic parts on both sides"):
+        _Narrowing(gm, kept)._gather_inside(value, 0, Product((batch, units, length)))
 
 
 class TwoFusedGates(nn.Module):

@@ -8,13 +8,13 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from estfx.errors import VerifyError
-from estfx.graphs import tags
+from estfx.graphs import Axis, Dim, Product, Sum, tags
 from estfx.graphs.fx_graphs import sizes
 from estfx.graphs.pipeline import run_passes
 from estfx.graphs.printing import graph_text
 from estfx.passes import specialisation
 from estfx.passes.narrow_axes import NarrowAxes
-from estfx.passes.scale_contractions import ScaleContractions
+from estfx.passes.scale_contractions import ScaleContractions, _runs
 
 aten = torch.ops.aten
 
@@ -79,6 +79,50 @@ def test_each_part_of_a_sum_has_its_own_factor(heads: int, neurons: int) -> None
         (n.args[1], sizes(n)[-1]) if n.target is aten.mul.Tensor else (1.0, sizes(n)[-1]) for n in out.args[1].args[0]
     ]
     assert scaled == [(HEADS / heads, heads * HEAD_DIM), (NEURONS / neurons, neurons)]
+
+
+class TwoMatrices(nn.Module):
+    """A batch of two matrices, whose results are averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Parameter(torch.randn(2, HIDDEN + NEURONS, HIDDEN))
+
+    def forward(self, y_BTN: torch.Tensor) -> torch.Tensor:
+        return (y_BTN[:, None] @ self.both).mean(1)
+
+
+def test_of_a_batch_of_matrices_the_activation_is_scaled() -> None:
+    layer = Fused()
+    layer.out = TwoMatrices()  # type: ignore[assignment]
+    gm = analysed(layer)
+    (head_axis, neuron_axis) = (role.axis for role in tags.get(gm, tags.Roles).found)
+    run_passes(gm, specialisation({head_axis: 2, neuron_axis: 14}))
+    (product,) = (n for n in gm.graph.nodes if n.target is aten.matmul.default)
+    assert product.args[0].target is aten.cat.default
+    assert [sizes(n)[-1] for n in product.args[0].args[0]] == [2 * HEAD_DIM, 14]
+    assert sorted(factors(gm)) == [HEADS / 2, NEURONS / 14]
+
+
+A, B, C = (Axis(i, size) for i, size in enumerate((2, 3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("dim", "kept", "runs"),
+    [
+        (Product((A, B)), {A: 1}, [(3, 2.0)]),
+        (Product((A, B)), {B: 2}, [(4, 1.5)]),
+        (Product((A, B)), {A: 1, B: 1}, [(1, 6.0)]),
+        (Sum((A, B)), {B: 1}, [(2, 1.0), (1, 3.0)]),
+        (Sum((C, A, B)), {B: 1}, [(7, 1.0), (1, 3.0)]),
+        (Sum((A, Product((A, C)))), {A: 1}, [(6, 2.0)]),
+        (Product((Sum((A, B)), C)), {A: 1, C: 2}, [(2, 5.0), (6, 2.5)]),
+        (Product((A, Sum((B, C)))), {B: 1}, None),
+    ],
+    ids=str,
+)
+def test_factors_along_a_dimension(dim: Dim, kept: dict[Axis, int], runs: list[tuple[int, float]] | None) -> None:
+    assert _runs(dim, kept) == runs
 
 
 class Transposed(PreNorm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from torch import nn
 
 import estfx
 from estfx.axes.walk import RULES
+from estfx.graphs import take
 from estfx.graphs.fx_graphs import arguments
+from estfx.passes import drop_noise
+from estfx.passes.narrow_axes import NarrowAxes
+from estfx.programs import verification
 from estfx.programs.verification import relative_error, worst_error
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
@@ -97,6 +102,78 @@ def test_a_graph_that_is_not_the_layer_is_an_error(monkeypatch: pytest.MonkeyPat
         estfx.transform(build("gpt2"), SCHEDULE)
 
 
+class Halved(Block):
+    def mixed(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 0.5
+
+
+def of_halved() -> Decoder:
+    model = Decoder()
+    model.blocks = nn.ModuleList(Halved() for _ in range(2))
+    return model
+
+
+@pytest.mark.parametrize("what", ["values", "gradients"])
+def test_a_graph_that_is_nearly_the_layer_is_an_error(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It differs by a thousandth of a branch, or in what the branch's first matrix learns."""
+
+    def nearly(gm: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
+        if node.target is not aten.mul.Tensor or node.args[1] != 0.5:
+            return False
+        if what == "values":
+            node.args = (node.args[0], 0.5005)
+            return True
+        with gm.graph.inserting_before(node):
+            cut = gm.graph.call_function(aten.detach.default, (node.args[0],))
+            cut.meta = dict(node.args[0].meta)
+        node.args = (cut, 0.5 + 2**-40)
+        return True
+
+    monkeypatch.setattr("estfx.passes.drop_noise.EDITS", (*drop_noise.EDITS, nearly))
+    with pytest.raises(estfx.VerifyError, match=r"the graph of layer `blocks\.0` does not compute"):
+        estfx.transform(of_halved(), SCHEDULE, example_inputs=(torch.randn(3, 7, 12),), compile=False)
+
+
+def stay_whole(model: nn.Module, **options: Any) -> list[str]:
+    """The notes of a layer of which nothing can be narrowed."""
+    estfx.transform(model, SCHEDULE, compile=False, **options)
+    assert model.report.layers[0].axes == []
+    return [note for note in model.report.layers[0].notes if "stay whole" in note]
+
+
+@pytest.mark.parametrize("error", [1e-4, 1e-8])
+def test_a_part_that_is_nearly_the_masked_whole_stays_whole(error: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = verification.masked_whole
+    monkeypatch.setattr(verification, "masked_whole", lambda *given: tuple(x * (1 + error) for x in own(*given)))
+    (note,) = stay_whole(of_halved(), example_inputs=(torch.randn(3, 7, 12),))
+    assert "neurons (30) stay whole: narrowing them failed verification (relative error 1.0e" in note
+
+
+def test_roles_that_fail_together_alone_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def together(variant: Any, roles: list[Any], inputs: Any) -> tuple[str, None]:
+        return ("as planted" if len(roles) > 1 else ""), None
+
+    monkeypatch.setattr(verification, "_verify_narrowed", together)
+    assert stay_whole(build("gpt2")) == ["heads, neurons stay whole: narrowing them together failed (as planted)"]
+
+
+def test_units_of_which_none_is_first_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice that always begins with the first units is right for those alone."""
+    own = NarrowAxes.run
+
+    def first(self: NarrowAxes, gm: torch.fx.GraphModule) -> int:
+        edits = own(self, gm)
+        for node in gm.graph.nodes:
+            if node.target is take:
+                count = node.args[2].meta["val"].shape[0]
+                node.target, node.args = aten.slice.Tensor, (node.args[0], node.args[1], 0, count)
+        return edits
+
+    monkeypatch.setattr(NarrowAxes, "run", first)
+    (note,) = stay_whole(of_halved(), example_inputs=(torch.randn(3, 7, 12),))
+    assert "neurons (30) stay whole: narrowing them failed verification" in note
+
+
 def test_a_state_that_begins_as_zeros_is_in_float64_too() -> None:
     class Recurrent(Block):
         def mixed(self, x: torch.Tensor) -> torch.Tensor:
@@ -120,3 +197,4 @@ def test_relative_errors() -> None:
     tiny = torch.tensor([1e-9])
     assert worst_error(([x], [x, tiny]), ([x], [x, 2 * tiny])) == pytest.approx(1e-9 / 4e-3)
     assert worst_error(([x, tiny], []), ([x, 2 * tiny], [])) == 1.0
+    assert relative_error(torch.tensor([1.0, float("nan")]), x) == float("inf")

@@ -75,8 +75,11 @@ def test_a_selection_is_kept() -> None:
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def test_without_a_step_it_has_none() -> None:
-    assert by_pickle(evolving()).step is None
+def test_its_step_is_kept_also_the_first_one_and_none() -> None:
+    model = evolving()
+    assert by_pickle(model).step is None
+    model.set_step(0)
+    assert by_pickle(model).step == 0
 
 
 def in_another_process(rank: int, model: Any, folder: str) -> None:

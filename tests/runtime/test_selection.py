@@ -168,6 +168,8 @@ def test_the_best_are_kept_but_for_those_explored() -> None:
     assert seen == set(best[0, 16:])  # all others have their turn
     all_best = draw_units("weighted_gradient_magnitude", step=0, exploration=0.0, **options)
     assert all_best.tolist() == np.sort(best[:, :20], axis=1).tolist()
+    few = draw_units("weighted_gradient_magnitude", step=0, exploration=0.2, **options | {"kept": 10})
+    assert [len(set(row) - set(best[i, :8])) for i, row in enumerate(few)] == [2] * 3  # a fifth of ten
     none = draw_units("weighted_gradient_magnitude", step=3, exploration=1.0, **options)
     assert none.tolist() == draw_units("random", step=3, **options | {"scores": None}).tolist()
 
@@ -236,6 +238,31 @@ def test_a_copy_learns_by_itself() -> None:
     after = model.selection.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in ("mean", "count", "scores"))
     assert twin.selection.state_dict()["count"].sum() > after["count"].sum()
+
+
+def test_a_state_that_was_loaded_stays_as_it_is() -> None:
+    model, other = evolving(), evolving()
+    train(model, adam(model), range(8))
+    state = model.selection.state_dict()
+    before = copy.deepcopy(state)
+    other.selection.load_state_dict(state)
+    train(other, adam(other), range(8, 12))
+    assert other.selection.state_dict()["count"].sum() > before["count"].sum()
+    assert all(torch.equal(before[name], state[name]) for name in ("mean", "count", "scores"))
+
+
+def test_a_copy_draws_by_its_own_scores() -> None:
+    model = evolving()
+    train(model, adam(model), range(8))
+    twin, fresh = copy.deepcopy(model), evolving()
+    train(twin, adam(twin), range(8, 14))
+    fresh.selection.load_state_dict(twin.selection.state_dict())
+    for step in range(14, 18):
+        for each in (twin, fresh):
+            each.set_step(step)
+        for name, roles in fresh.subnetwork.units.items():
+            for role, kept in roles.items():
+                assert kept.tolist() == twin.subnetwork.units[name][role].tolist()
 
 
 def test_without_an_optimizer_that_is_seen_it_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import estfx
 from estfx.errors import EstfxError
 from estfx.runtime.run_fingerprint import drawn_layers
-from estfx.schedules.draws import Draw, _smallest, draw_layers, draw_units
+from estfx.schedules.draws import Draw, _smallest, draw_layers, draw_units, spread_layers
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
 from estfx.schedules.step_draw import draw_step
@@ -63,10 +63,27 @@ def test_the_stream_is_stable():
     arguments = {"seed": 7, "step": 1234, "num_layers": 2, "size": 12, "kept": 4}
     random = draw_units("random", role="heads", **arguments)
     window = draw_units("window", role="neurons", **arguments)
+    odd = draw_units("random", role="heads", **arguments | {"size": 7})
     layers = draw_layers(seed=7, step=1234, num_layers=6, kept=3)
     assert random.tolist() == [[4, 5, 7, 8], [2, 9, 10, 11]]
     assert window.tolist() == [[6, 7, 8, 9], [3, 4, 5, 6]]
+    assert odd.tolist() == [[0, 2, 4, 5], [0, 1, 4, 5]]
     assert layers.nonzero()[0].tolist() == [2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "counts", "always", "runs"),
+    [
+        (6, [2], (), [0, 3]),
+        (6, [2, 3], (), [0, 2, 3]),  # of gaps that are as long as each other the first
+        (6, [2, 4], (), [0, 2, 3, 5]),
+        (7, [2], (3,), [0, 3]),  # the gap before the first that runs has none in it
+        (6, [2], (4,), [0, 4]),
+        (8, [3, 5], (7,), [0, 2, 4, 6, 7]),
+    ],
+)
+def test_which_layers_join(num_layers, counts, always, runs):
+    assert spread_layers(num_layers, counts, always).nonzero()[0].tolist() == runs
 
 
 def counts_of(draws, size):
@@ -195,6 +212,13 @@ def test_refusal_of_units_that_cannot_be(returned, message):
         draw_units("bad", seed=0, step=9, role="heads", num_layers=1, size=4, kept=2)
     assert "'bad' was asked for 2 of 4 heads in each of 1 layers at step 9" in str(caught.value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("row", "message"), [([3, 3], "a row that does not rise"), ([0, 4], "units from 0 to 4")])
+def test_every_row_is_looked_at(row, message):
+    estfx.selection_policy("bad")(lambda draw: np.array([[0, 1], row]))
+    with pytest.raises(EstfxError, match=f"in each of 2 layers at step 9, and returned {message}"):
+        draw_units("bad", seed=0, step=9, role="heads", num_layers=2, size=4, kept=2)
 
 
 def test_refusal_of_a_second_policy_of_a_name():

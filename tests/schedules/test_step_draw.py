@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from foreign_decoders import Universal
@@ -76,6 +77,42 @@ def test_a_draw_may_serve_several_steps():
 def test_a_stage_that_begins_within_a_period_has_its_own_sizes():
     sizes = [len(units(draw)[0]) for draw in draws(range(10), resample_every=7)]
     assert sizes == [len(units(draw)[0]) for draw in draws(range(10))]
+
+
+def ranked(layers, scores, **options):
+    """The neurons of each layer that has some, by scores for each; with exploration=0 the best."""
+    schedule = Schedule(
+        stages=[Stage(start=0, neurons=0.5)], policy="weight_magnitude", **{"exploration": 0.0, **options}
+    )
+    scores = {(path, "neurons"): np.array(each, dtype=float) for path, each in scores.items()}
+    scores |= {(path, "heads"): np.zeros(4) for path, layer in layers.items() if "heads" in layer}
+    drawn = draw_step(schedule, 3, drawn_layers(layers), 0, scores)
+    return {name: roles["neurons"].tolist() for name, roles in drawn.units.items() if "neurons" in roles}
+
+
+MLP, ATTENTION = {"droppable": True, "neurons": 4}, {"droppable": True, "heads": 4}
+
+
+def test_layers_that_keep_the_same_units_are_ranked_by_all_of_them():
+    scores = {"a": [2, 1, 0, 0], "b": [0, 0, 9, 8]}
+    assert ranked({"a": MLP, "b": MLP}, scores) == {"a": [0, 1], "b": [2, 3]}
+    assert ranked({"a": MLP, "b": MLP}, scores, draws="shared") == {"a": [2, 3], "b": [2, 3]}
+
+
+def test_layers_are_ranked_by_their_own_scores_whichever_others_have_units():
+    scores = {"b": [2, 1, 0, 0], "d": [0, 0, 9, 8]}
+    assert ranked({"a": ATTENTION, "b": MLP, "c": ATTENTION, "d": MLP}, scores) == {"b": [0, 1], "d": [2, 3]}
+
+
+def test_what_a_layer_draws_does_not_depend_on_what_others_have():
+    def drawn(*layers):
+        names = dict(zip("abcd", layers, strict=True))
+        return draw_step(Schedule(stages=[Stage(start=0, neurons=0.5)]), 3, drawn_layers(names), 0).units["d"]
+
+    wide = {**MLP, "neurons": 64}
+    assert (
+        drawn(ATTENTION, wide, ATTENTION, wide)["neurons"].tolist() == drawn(wide, wide, wide, wide)["neurons"].tolist()
+    )
 
 
 @pytest.mark.parametrize("always", [(0, -1), (2,), (0, 1, 2, 3)])

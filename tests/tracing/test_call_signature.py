@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estfx.graphs.autocast import autocast_state
-from estfx.tracing.call_signature import Signature, constant_key, flatten, is_plain, signature_of
+from estfx.tracing.call_signature import Signature, call_key, constant_key, flatten, is_plain, signature_of
+from estfx.tracing.layer_structure import Changes
 
 
 def signature(*args: Any, weights: tuple[torch.dtype, ...] = (), **kwargs: Any) -> Signature:
@@ -67,6 +68,43 @@ def test_autocast_makes_another_signature() -> None:
             assert signature(X) == plain
     with torch.autocast("cpu", dtype=torch.float16):
         assert len({plain, half, signature(X)}) == 3
+
+
+def key(*args: Any, weights: tuple[torch.dtype, ...] = (), structure: Changes = frozenset()) -> Any:
+    leaves, spec = flatten(args, {})
+    return call_key(leaves, spec, "cpu", weights, structure)
+
+
+CHANGED: Changes = frozenset({("new", ("", "scale", ("int", 2)))})
+KEYS: dict[str, tuple[Any, Any]] = {
+    "rank": (key(X), key(X[None])),
+    "a size": (key(X), key(X[:1])),
+    "dtype": (key(X), key(X.double())),
+    "device": (key(X), key(X.to("meta"))),
+    "structure of the arguments": (key(X, X), key((X, X))),
+    "a constant": (key(X, 0.5), key(X, 0.25)),
+    "true or one": (key(X, True), key(X, 1)),
+    "one or 1.0": (key(X, 1), key(X, 1.0)),
+    "none": (key(X, None), key(X, False)),
+    "dtypes of weights": (key(X, weights=(torch.float32,)), key(X, weights=(torch.bfloat16,))),
+    "what was changed": (key(X), key(X, structure=CHANGED)),
+}
+
+
+@pytest.mark.parametrize("what", KEYS)
+def test_what_makes_another_key_of_a_call(what: str) -> None:
+    one, other = KEYS[what]
+    assert one != other
+
+
+def test_the_key_of_a_call_knows_autocast_and_no_values() -> None:
+    assert key(X, 1, "a") == key(X * 2, 1, "a")
+    assert key(X, object()) is None
+    plain = key(X)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = key(X)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert len({plain, half, key(X)}) == 3
 
 
 def test_values_of_tensors_do_not_matter() -> None:

@@ -19,6 +19,18 @@ def test_a_run_is_written_down(tmp_path):
     assert json.loads((run.path / "summary.json").read_text()) == {"steps": 2}
 
 
+def test_going_back_leaves_out_what_will_be_done_again(tmp_path):
+    with RunFolder(tmp_path / "run") as run:
+        for step in range(5):
+            run.write_metrics({"kind": "step", "step": step})
+            run.write_metrics({"kind": "eval", "step": step + 1})  # after so many steps
+        run.go_back_to(3)
+        run.write_metrics({"kind": "step", "step": 3})
+        lines = [(line["kind"], line["step"]) for line in run.metrics()]
+    done = [("step", 0), ("eval", 1), ("step", 1), ("eval", 2), ("step", 2), ("eval", 3)]
+    assert lines == [*done, ("step", 3)]
+
+
 def test_a_second_run_may_not_mix_with_the_first(tmp_path):
     with RunFolder(tmp_path) as run:
         run.write_metrics({})

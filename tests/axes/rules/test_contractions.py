@@ -185,7 +185,25 @@ def test_a_contraction_leads_into_the_stream_through_another_with_nothing_but_wh
     assert [closing.to_stream for closing in _closings(function)] == [True, True]
 
 
-def _closings(function):
-    recorded = record(function, make_inputs([(3, 5), (7, 5), (5, 7)], np.random.default_rng(0)))
+def test_a_contraction_that_is_also_read_otherwise_does_not_lead_into_the_stream():
+    def function(x, up, down):
+        inner = aten.linear.default(x, up)
+        linear, other = aten.linear.default(inner, down), aten.linear.default(aten.relu.default(inner), down)
+        return aten.add.Tensor(aten.add.Tensor(linear, other), x)
+
+    assert [closing.to_stream for closing in _closings(function)] == [False, True, True]
+
+
+def test_a_contraction_that_makes_a_weight_does_not_lead_into_the_stream():
+    def function(x, up, left, right):
+        inner = aten.relu.default(aten.linear.default(x, up))
+        return aten.add.Tensor(aten.linear.default(inner, aten.mm.default(left, right)), x)
+
+    found = _closings(function, (3, 5), (7, 5), (5, 4), (4, 7))
+    assert [(closing.dim.size, closing.to_stream) for closing in found] == [(5, False), (4, False), (7, True)]
+
+
+def _closings(function, *shapes):
+    recorded = record(function, make_inputs(shapes or [(3, 5), (7, 5), (5, 7)], np.random.default_rng(0)))
     recorded.gm.graph.output_node().args = ((recorded.outputs[0],),)
     return Walk(recorded.gm, tags.Interface("x0", (), ())).run().closings
