@@ -93,10 +93,13 @@ def flop_counter() -> FlopCounterMode:
         torch.ops.estfx.opaque_module: opaque_flops,
         torch.ops.estfx.opaque_module_backward: lambda *given, **_: 2 * opaque_flops(*given),  # of both gradients
     }
-    own = torch.ops.transformers  # the operators that transformers registers, if it was imported
-    if hasattr(own, "grouped_mm_fallback"):
-        formulas[own.grouped_mm_fallback] = _grouped_product
-        formulas[own.grouped_mm_fallback_backward] = _grouped_product_backward
+    own = torch.ops.transformers  # what transformers registers, if it was imported; not all versions have both
+    for name, formula in (
+        ("grouped_mm_fallback", _grouped_product),
+        ("grouped_mm_fallback_backward", _grouped_product_backward),
+    ):
+        if hasattr(own, name):
+            formulas[getattr(own, name)] = formula
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 

@@ -28,6 +28,8 @@ ROWS = [
     Row(CONV1D, depthwise(CONV1D, [2], [0], [3]), [(2, 6, 9), (6, 1, 3), (6,)], "a b !c, b 1 !d, b -> a b !e"),
     Row(CONV1D, depthwise(CONV1D, *CAUSAL), [(6, 9), (6, 1, 3), (6,)], "a !b, a 1 !c, a -> a !d"),
     Row(CONV1D, depthwise(CONV1D, [1], [0], [1]), [(2, 6, 9), (6, 1, 1)], "a b c, b 1 1 -> a b c"),
+    Row(CONV1D, depthwise(CONV1D, [2], [0], [1]), [(2, 6, 9), (6, 1, 1)], "a b !c, b 1 1 -> a b !d"),
+    Row(CONV1D, depthwise(CONV1D, [1], [1], [1]), [(2, 6, 9), (6, 1, 1)], "a b !c, b 1 1 -> a b !d"),
     # several for each channel
     Row(CONV1D, convolution(CONV1D, 5, CAUSAL), [(2, 5, 9), (15, 1, 3), (15,)], "a b !c, b·d 1 !e, b·d -> a b·d !f"),
     # all channels in all filters
