@@ -67,7 +67,19 @@ def command_line_page() -> str:
         text = text.replace(f"* `{name}`: ", f"* [`{name}`](#estfx-{name}): {_first_sentence(each.help)}\0")
     text = re.sub("\0.*", "", text)
     made = "This page is made from the code by `python docs/generate_reference.py`."
-    return text.replace("**Usage**", f"{made}\n\n**Usage**", 1).rstrip() + "\n"
+    return text.replace("**Usage**", f"{made}\n\n{OF_ALL_COMMANDS}\n**Usage**", 1).rstrip() + "\n"
+
+
+OF_ALL_COMMANDS = """`MODEL` is one of three: a causal language model type of transformers (`gpt2`), a folder with a
+`config.json`, or a function of your own (`path.py:factory`).
+
+| exit status | says |
+|---|---|
+| 0 | done |
+| 1 | the work failed |
+| 2 | the input is wrong |
+| 3 | told to terminate (SIGTERM), and stopped with a checkpoint |
+"""
 
 
 PAGES = {"settings.md": settings_page, "command-line.md": command_line_page}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from estfx.errors import UnsupportedModelError as UnsupportedModelError
     from estfx.errors import VerifyError as VerifyError
     from estfx.evolving import EvolvingModel as EvolvingModel
+    from estfx.evolving import evolving_within as evolving_within
     from estfx.programs import load_compiled as load_compiled
     from estfx.programs import save_compiled as save_compiled
     from estfx.report import AxisReport as AxisReport
@@ -72,6 +73,7 @@ _MODULES = {
     "load_graphs": "estfx.dumping",
     "plan": "estfx.costs",
     "resizer": "estfx.axes",
+    "evolving_within": "estfx.evolving",
     "restore": "estfx.transformation",
     "rule": "estfx.axes",
     "save_compiled": "estfx.programs",
@@ -101,6 +103,7 @@ __all__ = [
     "Walk",
     "draw_units",
     "dump",
+    "evolving_within",
     "inspect",
     "kept_count",
     "load_compiled",

@@ -15,7 +15,7 @@ from estfx.schedules import Schedule, Stage, Subnetwork
 from estfx.stand_ins import as_original, stand_in_for
 from estfx.tracing import ATTRIBUTE, Changes, Surroundings, asks_for_cache, prefixes, without_cache
 
-__all__ = ["EvolvingModel", "evolving_class", "look_around", "original_class"]
+__all__ = ["EvolvingModel", "evolving_class", "evolving_within", "look_around", "original_class"]
 
 
 class EvolvingModel:
@@ -112,6 +112,30 @@ class EvolvingModel:
     def _runtime(self) -> Runtime:
         runtime: Runtime = self.__dict__[ATTRIBUTE]
         return runtime
+
+
+def evolving_within(model: nn.Module) -> Any:
+    """The transformed model in whatever wraps it: PEFT, DDP, FSDP, `torch.compile`, a module of Lightning.
+
+    Raises EstfxError if there is none, or more than one.
+    """
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, EvolvingModel)]
+    outermost = [m for path, m in found if not any(path != other and _lies_in(path, other) for other, _ in found)]
+    if len(outermost) == 1:
+        return outermost[0]
+    if not found:
+        raise EstfxError(
+            f"`{type(model).__name__}` is no evolving model, and holds none: call `estfx.transform(model, schedule)` "
+            "first."
+        )
+    raise EstfxError(
+        f"`{type(model).__name__}` holds {len(outermost)} evolving models ({', '.join(path for path, _ in found)}). "
+        "Pass the one that you mean."
+    )
+
+
+def _lies_in(path: str, other: str) -> bool:
+    return not other or path.startswith(f"{other}.")
 
 
 def look_around(runtime: Runtime, model: nn.Module, anew: bool = False) -> Changes:

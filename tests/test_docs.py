@@ -40,18 +40,6 @@ from estfx.training.train_config import RunConfig
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md") if path.name != "architectures.md")
 
-SETUP_OF_README = """
-import torch
-from transformers import AutoModelForCausalLM, GPT2Config
-config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=64, n_positions=32)
-tokens = torch.randint(64, (2, 16))
-loader = [{"input_ids": tokens, "labels": tokens}] * 2
-class Optimizer:
-    def step(self): ...
-    def zero_grad(self): ...
-optimizer = Optimizer()
-"""
-
 PIECE = re.compile(
     r"^<!-- (?P<word>setup|run|output|not run)(?P<rest>.*?)-->$"
     r"|^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
@@ -193,8 +181,6 @@ def test_the_code_of_a_page(name, in_a_folder, monkeypatch, request):
         monkeypatch.setitem(estfx.transform.__kwdefaults__, "compile", False)
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    if name == "README.md":
-        exec(SETUP_OF_README, module.__dict__)
     page = (ROOT / name).read_text(encoding="utf-8")
     printed = io.StringIO()
     updated: list[tuple[Block, str]] = []

@@ -12,12 +12,12 @@ from typing import Any
 import safetensors.torch
 import torch
 from accelerate.utils import extract_model_from_parallel
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from estfx.costs import Plan, activity_of
 from estfx.errors import EstfxError
+from estfx.evolving import evolving_within
 from estfx.runtime import Selection, check_gradients, differences, made_with, numbers_left_out
 from estfx.schedules import Schedule, Stage
 
@@ -76,12 +76,7 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuses a model that was not transformed, which would train whole and say nothing, and another checkpoint."""
-        model = _evolving(kwargs["model"])
-        if not callable(getattr(model, "set_step", None)):
-            raise EstfxError(
-                f"`{type(model).__name__}` is not an evolving model: call `estfx.transform(model, schedule)` before "
-                "you give it to Trainer."
-            )
+        model = evolving_within(kwargs["model"])
         self.made_with = made_with(model)
         self._selection = model.selection
         if state.global_step > 0:
@@ -92,14 +87,15 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         _warn_of_length(model, state.max_steps)
         self._compared = False
         self._stop_counting()
-        self._counting = model.register_forward_pre_hook(self._count, with_kwargs=True)
+        called = extract_model_from_parallel(kwargs["model"])  # adapters go past the call of the model itself
+        self._counting = called.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Once per optimizer step, before its first micro-batch: picks the stage, draws the subnetwork."""
         self._tokens = 0
-        model = _evolving(kwargs["model"])
+        model = evolving_within(kwargs["model"])
         model.set_step(state.global_step)
         if self._reset_optimizer and state.global_step == model.stage.start > 0:
             kwargs["optimizer"].state.clear()
@@ -110,11 +106,11 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         """At the first step, has the ranks of a distributed run compare their gradients."""
         if not self._compared:
             self._compared = True
-            check_gradients(_evolving(kwargs["model"]))
+            check_gradients(evolving_within(kwargs["model"]))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Takes from `total_flos`, for which Trainer counts every parameter, those that took no part."""
-        state.total_flos -= 6 * self._tokens * args.world_size * numbers_left_out(_evolving(kwargs["model"]))
+        state.total_flos -= 6 * self._tokens * args.world_size * numbers_left_out(evolving_within(kwargs["model"]))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -127,7 +123,7 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         if logs is None or "loss" not in logs:  # an evaluation or the closing summary
             return
         figures: dict[str, Any] = {
-            f"estfx/{name}": value for name, value in asdict(activity_of(_evolving(kwargs["model"]))).items()
+            f"estfx/{name}": value for name, value in asdict(activity_of(evolving_within(kwargs["model"]))).items()
         }
         if self._plan is not None:
             spent = self._plan.flops_until(state.global_step)
@@ -210,7 +206,3 @@ def _warn_of_length(model: Any, max_steps: int) -> None:
         else f"its last stage goes on for {max_steps - total} steps more"
     )
     log.warning("Trainer runs for %d steps, the schedule is made for %d: %s", max_steps, total, what)
-
-
-def _evolving(model: nn.Module) -> Any:
-    return extract_model_from_parallel(model)

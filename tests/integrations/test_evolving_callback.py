@@ -78,7 +78,9 @@ def test_without_a_plan_no_flops_are_claimed(evolving, tmp_path):
 
 
 def test_a_model_that_was_not_transformed_is_refused(tmp_path):
-    with pytest.raises(estfx.EstfxError, match=r"`GPT2LMHeadModel` is not an evolving model: call `estfx\.transform"):
+    with pytest.raises(
+        estfx.EstfxError, match=r"`GPT2LMHeadModel` is no evolving model, and holds none: call `estfx\.transform"
+    ):
         trainer_of(gpt2(), tmp_path, EvolvingCallback()).train()
 
 
@@ -96,3 +98,26 @@ def test_the_callback_can_be_made_again_from_its_state(evolving, tmp_path):
     trainer_of(evolving, tmp_path, callback).train()
     state = json.loads(json.dumps(callback.state()))
     assert EvolvingCallback.from_state(state).state() == callback.state()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for an attribute by its old name
+def test_the_model_is_found_within_adapters(evolving, tmp_path):
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(
+        evolving, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["c_fc"], r=2, fan_in_fan_out=True)
+    )
+    assert estfx.evolving_within(wrapped) is evolving
+    trainer = trainer_of(wrapped, tmp_path, EvolvingCallback())
+    trainer.train()
+    first, *_, last = (line["estfx/neurons"] for line in trainer.state.log_history if "loss" in line)
+    assert (first, last) == (32, 128)  # one of two layers at half its width, and all of it
+    assert trainer.state.total_flos > 0
+
+
+def test_wrappers_without_a_model_or_with_two_are_refused(evolving):
+    with pytest.raises(estfx.EstfxError, match="`GPT2LMHeadModel` is no evolving model, and holds none"):
+        estfx.evolving_within(gpt2())
+    two = nn.ModuleList([evolving, estfx.transform(gpt2(), estfx.Schedule.est(TOTAL_STEPS), compile=False)])
+    with pytest.raises(estfx.EstfxError, match=r"holds 2 evolving models \(0, 1\). Pass the one that you mean"):
+        estfx.evolving_within(two)
+    assert estfx.evolving_within(torch.compile(evolving, backend="eager")) is evolving
