@@ -32,7 +32,7 @@ def forms(draw: st.DrawFn) -> Form:
 
 @hypothesis.seed(int(os.environ["ESTFX_TESTS_DAY"]))
 @settings(
-    max_examples=8,
+    max_examples=6,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
