@@ -87,11 +87,11 @@ def add(record: dict[str, Any], trial: Trial) -> None:
         print(f"{trial['number']} is wrong: {trial['wrong'][:3]}\n    {trial['form']}", flush=True)
 
 
-def write(record: dict[str, Any], into: Path) -> None:
+def write(record: dict[str, Any], count: int, into: Path) -> None:
     from estfx.training import environment
 
     record["refused"] = dict(sorted(record["refused"].items(), key=lambda item: -item[1]["decoders"]))
-    command = " ".join(["python", "benchmarks/random_decoders.py", *sys.argv[1:]])
+    command = f"python benchmarks/random_decoders.py --count {count} --seed {record['seed']}"
     whole = {"command": command, "environment": environment(), **record, "seconds": round(record["seconds"])}
     into.write_text(json.dumps(whole, indent=1) + "\n")
 
@@ -104,7 +104,7 @@ def sweep(count: int, seed: int, jobs: int, into: Path) -> None:
     for trial in trials(range(record["tried"], count), seed, jobs):
         add(record, trial)
         if record["tried"] % EVERY == 0 or record["tried"] == count:
-            write(record, into)
+            write(record, count, into)
     refused = sum(entry["decoders"] for entry in record["refused"].values())
     print(f"{record['tried']} tried, {len(record['wrong'])} wrong, {refused} refusals in {record['seconds']:.0f} s")
 

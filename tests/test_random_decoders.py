@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.fx import GraphModule
 
+from estfx.passes.find_mlp import FindMlp
 from estfx.passes.scale_contractions import ScaleContractions
 
 
@@ -31,7 +32,7 @@ def forms(draw: st.DrawFn) -> Form:
 
 @hypothesis.seed(int(os.environ["ESTFX_TESTS_DAY"]))
 @settings(
-    max_examples=8,
+    max_examples=6,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
@@ -128,6 +129,14 @@ PLAIN = dataclasses.replace(
     sharing="none",
     held="none",
 )
+
+
+def test_neurons_that_are_no_longer_found_are_seen() -> None:
+    def nothing(self: FindMlp, gm: GraphModule) -> int:
+        return 0
+
+    with mock.patch.object(FindMlp, "run", nothing):
+        assert any("neurons stay whole" in what for what in examine(PLAIN, 1, open_sizes=False).wrong)
 
 
 def test_a_factor_that_is_left_out_is_seen() -> None:

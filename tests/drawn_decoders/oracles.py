@@ -80,8 +80,10 @@ def examine(form: Form, seed: int, *, verify: bool = False, open_sizes: bool = T
     try:
         model = transformed(verify)
     except (estfx.UnsupportedModelError, estfx.TraceError) as error:
-        scattered = form.mlp.kind == "hard scattered" and form.mlp.across != "none"
-        may = form.effect == "buffer" or scattered or may_stay_whole(form, "", "skipping")
+        if isinstance(error, estfx.TraceError):  # a buffer that is written, or sizes that depend on the data
+            may = form.effect == "buffer" or (form.mlp.kind == "hard scattered" and form.mlp.across != "none")
+        else:
+            may = may_stay_whole(form, "", "skipping")
         (verdict.refused if may else verdict.wrong).append(f"all: {_general(str(error))}")
         return verdict
     except Exception as error:
