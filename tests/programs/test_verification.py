@@ -12,10 +12,9 @@ from torch import nn
 
 import estfx
 from estfx.axes.walk import RULES
-from estfx.graphs import take
+from estfx.graphs import gather
 from estfx.graphs.fx_graphs import arguments
 from estfx.passes import drop_noise
-from estfx.passes.narrow_axes import NarrowAxes
 from estfx.programs import verification
 from estfx.programs.verification import relative_error, worst_error
 from estfx.schedules.schedule import Schedule
@@ -157,21 +156,17 @@ def test_roles_that_fail_together_alone_stay_whole(monkeypatch: pytest.MonkeyPat
     assert stay_whole(build("gpt2")) == ["heads, neurons stay whole: narrowing them together failed (as planted)"]
 
 
-def test_units_of_which_none_is_first_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice that always begins with the first units is right for those alone."""
-    own = NarrowAxes.run
+def test_other_units_than_the_first_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes the first units whatever was drawn is right for those alone."""
 
-    def first(self: NarrowAxes, gm: torch.fx.GraphModule) -> int:
-        edits = own(self, gm)
-        for node in gm.graph.nodes:
-            if node.target is take:
-                count = node.args[2].meta["val"].shape[0]
-                node.target, node.args = aten.slice.Tensor, (node.args[0], node.args[1], 0, count)
-        return edits
+    def first(ctx: Any, x: torch.Tensor, dim: int, index_K: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index_K)
+        ctx.dim, ctx.shape = dim, x.shape
+        return x.narrow(dim, 0, len(index_K)).clone()
 
-    monkeypatch.setattr(NarrowAxes, "run", first)
+    monkeypatch.setattr(gather._Take, "forward", staticmethod(first))
     (note,) = stay_whole(of_halved(), example_inputs=(torch.randn(3, 7, 12),))
-    assert "neurons (30) stay whole: narrowing them failed verification" in note
+    assert "neurons (30) stay whole: narrowing them failed verification (relative error" in note
 
 
 def test_a_state_that_begins_as_zeros_is_in_float64_too() -> None:
