@@ -148,6 +148,23 @@ def test_a_part_that_is_nearly_the_masked_whole_stays_whole(error: float, monkey
     assert "neurons (30) stay whole: narrowing them failed verification (relative error 1.0e" in note
 
 
+class Normed(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(30)
+
+    def mixed(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+def test_a_norm_over_neurons_is_compared_over_those_that_are_kept() -> None:
+    model: Any = Decoder()
+    model.blocks = nn.ModuleList(Normed() for _ in range(2))
+    estfx.transform(model, SCHEDULE, example_inputs=(torch.randn(3, 7, 12),), compile=False)
+    assert [(axis.role, axis.size) for axis in model.report.layers[0].axes] == [("neurons", 30)]
+    assert not any("stay whole" in note for note in model.report.layers[0].notes)
+
+
 def test_roles_that_fail_together_alone_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     def together(variant: Any, roles: list[Any], inputs: Any) -> str:
         return "as planted" if len(roles) > 1 else ""
