@@ -31,7 +31,7 @@ def differing_factor(
     weights: Tensors,
     narrowed: GraphModule | None = None,
 ) -> float:
-    """By how much, relative to the whole, the scaled part differs. An axis whose units are never alike is left out.
+    """By how much, relative to the whole and the stream, the scaled part differs. An axis of unlike units is left out.
 
     `inputs` and `weights` are those of the variant's graph, in float64. `narrowed` is its graph with half the units of
     all these axes, if there is one already.
@@ -62,7 +62,12 @@ def differing_factor(
     ]
     want = _of_branches(graphs[0], given)
     got = _of_branches(graphs[1], [*given[: len(inputs)], *indices, *given[len(inputs) :]])
-    return max(float((w - g).abs().max() / w.abs().max().clamp(min=1e-300)) for w, g in zip(want, got, strict=True))
+    # a norm over units that are alike gives zeros but for rounding, which is small beside the stream and its gradient
+    least = (float(given[0].abs().max()) or 1.0, 1.0)
+    return max(
+        float((w - g).abs().max() / w.abs().max().clamp(min=scale))
+        for w, g, scale in zip(want, got, least, strict=True)
+    )
 
 
 def halved(axes: Collection[Axis]) -> dict[Axis, int]:

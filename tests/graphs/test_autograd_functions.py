@@ -67,6 +67,18 @@ class OverRows(torch.autograd.Function):
         return grad - grad.mean(-1, keepdim=True)
 
 
+class CentredSum(torch.autograd.Function):
+    """Mixes elements, and gives one of its inputs twice the gradient that its operators would."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(-1, keepdim=True) + y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        return grad - grad.mean(-1, keepdim=True), grad * 2
+
+
 def own(gm: GraphModule) -> list[str]:
     return [n.target.__name__ for n in gm.graph.nodes if is_own_function(n.target)]
 
@@ -77,6 +89,7 @@ FUNCTIONS = {
     "two tensors": (lambda m, x: x + Swish.apply(m.f(x), m.g(x)), ["Swish"]),
     "twice": (lambda m, x: x + StraightThrough.apply(StraightThrough.apply(m.f(x), 8.0), 4.0), ["StraightThrough"] * 2),
     "not pointwise": (lambda m, x: x + OverRows.apply(m.f(x)), []),
+    "not pointwise, and one gradient is its own": (lambda m, x: x + CentredSum.apply(m.f(x), m.g(x)), ["CentredSum"]),
     "of different shapes": (lambda m, x: x + Swish.apply(m.f(x), m.g(x)[..., :1]), []),
 }
 

@@ -143,6 +143,30 @@ def on_inside_off(m: Layer, x: torch.Tensor) -> torch.Tensor:
     return x + m.norm(y + z)
 
 
+def on_inside_off_inside_on(m: Layer, x: torch.Tensor) -> torch.Tensor:
+    with autocast():
+        y = m.f(x)
+        with autocast(False):
+            z = m.g(x)
+            with autocast():
+                w = m.g(z)
+    return x + m.norm(y + z + w)
+
+
+def float16_inside_bfloat16(m: Layer, x: torch.Tensor) -> torch.Tensor:
+    with autocast():
+        y = m.f(x)
+        with torch.autocast("cpu", dtype=torch.float16):
+            z = m.g(x)
+    return x + m.norm(y + z.float())
+
+
+def cast_in_it(m: Layer, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        rounded = x.to(torch.bfloat16)
+    return x + m.f(rounded.float())
+
+
 def no_gradients_inside_autocast(m: Layer, x: torch.Tensor) -> torch.Tensor:
     with autocast():
         y = m.f(x)
@@ -164,6 +188,9 @@ FORMS = (
     autocast_without_gradients,
     off_inside_on,
     on_inside_off,
+    on_inside_off_inside_on,
+    float16_inside_bfloat16,
+    cast_in_it,
     no_gradients_inside_autocast,
 )
 

@@ -12,10 +12,9 @@ from torch import nn
 
 import estfx
 from estfx.axes.walk import RULES
-from estfx.graphs import take
+from estfx.graphs import gather
 from estfx.graphs.fx_graphs import arguments
 from estfx.passes import drop_noise
-from estfx.passes.narrow_axes import NarrowAxes
 from estfx.programs import verification
 from estfx.programs.verification import relative_error, worst_error
 from estfx.schedules.schedule import Schedule
@@ -149,6 +148,23 @@ def test_a_part_that_is_nearly_the_masked_whole_stays_whole(error: float, monkey
     assert "neurons (30) stay whole: narrowing them failed verification (relative error 1.0e" in note
 
 
+class Normed(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(30)
+
+    def mixed(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+def test_a_norm_over_neurons_is_compared_over_those_that_are_kept() -> None:
+    model: Any = Decoder()
+    model.blocks = nn.ModuleList(Normed() for _ in range(2))
+    estfx.transform(model, SCHEDULE, example_inputs=(torch.randn(3, 7, 12),), compile=False)
+    assert [(axis.role, axis.size) for axis in model.report.layers[0].axes] == [("neurons", 30)]
+    assert not any("stay whole" in note for note in model.report.layers[0].notes)
+
+
 def test_roles_that_fail_together_alone_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     def together(variant: Any, roles: list[Any], inputs: Any) -> tuple[str, None]:
         return ("as planted" if len(roles) > 1 else ""), None
@@ -157,21 +173,17 @@ def test_roles_that_fail_together_alone_stay_whole(monkeypatch: pytest.MonkeyPat
     assert stay_whole(build("gpt2")) == ["heads, neurons stay whole: narrowing them together failed (as planted)"]
 
 
-def test_units_of_which_none_is_first_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice that always begins with the first units is right for those alone."""
-    own = NarrowAxes.run
+def test_other_units_than_the_first_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes the first units whatever was drawn is right for those alone."""
 
-    def first(self: NarrowAxes, gm: torch.fx.GraphModule) -> int:
-        edits = own(self, gm)
-        for node in gm.graph.nodes:
-            if node.target is take:
-                count = node.args[2].meta["val"].shape[0]
-                node.target, node.args = aten.slice.Tensor, (node.args[0], node.args[1], 0, count)
-        return edits
+    def first(ctx: Any, x: torch.Tensor, dim: int, index_K: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index_K)
+        ctx.dim, ctx.shape = dim, x.shape
+        return x.narrow(dim, 0, len(index_K)).clone()
 
-    monkeypatch.setattr(NarrowAxes, "run", first)
+    monkeypatch.setattr(gather._Take, "forward", staticmethod(first))
     (note,) = stay_whole(of_halved(), example_inputs=(torch.randn(3, 7, 12),))
-    assert "neurons (30) stay whole: narrowing them failed verification" in note
+    assert "neurons (30) stay whole: narrowing them failed verification (relative error" in note
 
 
 def test_a_state_that_begins_as_zeros_is_in_float64_too() -> None:

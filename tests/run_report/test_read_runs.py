@@ -159,6 +159,25 @@ def test_runs_are_compared_over_the_steps_that_both_have_done(evolving, whole):
     assert against["flops_saved"] == pytest.approx(1 - run.steps.flops[:5].sum() / dense.steps.flops.sum())
 
 
+def test_of_a_run_that_is_not_finished_the_dense_one_counts_as_far(evolving, whole):
+    metrics = evolving / "metrics.jsonl"
+    metrics.write_text("".join(f"{line}\n" for line in metrics.read_text().splitlines()[:7]))
+    (run, dense) = read_runs([evolving, whole])
+    against = contents_of([run, dense]).runs[0].facts["against_dense"]
+    assert against["steps"] == 5
+    assert against["flops_saved"] == pytest.approx(1 - run.steps.flops.sum() / dense.steps.flops[:5].sum())
+
+
+def test_a_step_that_was_done_again_counts_once_and_as_it_was_done_last(evolving, lines_of):
+    before = read_runs([evolving])[0].steps
+    step = next(line for line in lines_of(evolving) if line["kind"] == "step" and line["step"] == 2)
+    with (evolving / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({**step, "loss": 9.5}) + "\n")
+    steps = read_runs([evolving])[0].steps
+    assert steps.step.tolist() == before.step.tolist()
+    assert steps.loss[2] == 9.5
+
+
 def test_different_models_are_not_compared(evolving, whole):
     change_config(whole, "model", name="llama")
     found = contents(evolving, whole)

@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import estfx
-from estfx.programs import compilation
+from estfx.programs import Compiler, compilation
 from estfx.runtime.compiled_surroundings import ATTRIBUTE
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
@@ -134,6 +134,17 @@ def test_eval_is_the_original_and_a_copy_is_on_its_own() -> None:
     assert compiled_outside(estfx.restore(twin)) == []
     assert type(twin.norm) is Scaled is not type(model.norm)
     trained(model.train(), 1)
+
+
+def test_in_eval_mode_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = estfx.transform(build("llama"), Schedule(stages=[Stage(start=0, neurons=0.5)]), verify=False)
+    asked: list[str] = []
+    own = Compiler.outer_function
+    monkeypatch.setattr(
+        Compiler, "outer_function", lambda self, function, what: asked.append(what) or own(self, function, what)
+    )
+    model.eval()(tokens(), labels=tokens())
+    assert asked == []
 
 
 def test_what_torch_compile_does_not_take_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:

@@ -234,6 +234,22 @@ def test_buffers_and_weights_that_layers_share() -> None:
     assert torch.equal(two.layers[1].counted, two.layers[0].counted)
 
 
+def test_a_weight_that_an_idle_layer_shares_with_one_at_work_is_trained_and_no_copy() -> None:
+    ids = torch.randint(VOCABULARY, (2, 16))
+    four = InList(*(PreNorm() for _ in range(4)))
+    shared = four.layers[1].mlp.down.weight = four.layers[2].mlp.down.weight
+    schedule = COPIES.model_copy(update={"stages": (Stage(start=0, layers=0.5), Stage(start=4))})
+    model = estfx.transform(four, schedule, example_inputs=(ids,), compile=False, verify=False)
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
+    model.set_step(0)
+    assert list(model.subnetwork.layers.values()) == [True, False, True, False]  # the second follows the first
+    model(ids).sum().backward()
+    want = shared.detach() - 1e-2 * shared.grad
+    optimizer.step()
+    torch.testing.assert_close(shared.detach(), want)
+    assert torch.equal(four.layers[1].mlp.up.weight, four.layers[0].mlp.up.weight)
+
+
 def test_a_layer_that_no_other_is_like_joins_as_it_was_initialised(caplog: pytest.LogCaptureFixture) -> None:
     ids = torch.randint(VOCABULARY, (2, 16))
     two = InList(PreNorm(), PreNorm())

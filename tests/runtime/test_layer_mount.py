@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hand_written import Mlp, Residual, Stack, stream
+from hand_written import HIDDEN, Mlp, Residual, Stack, stream
 from tiny_decoders import build, tokens
 from torch import nn
 from transformers import DynamicCache
@@ -94,6 +94,38 @@ def test_refusal_of_another_step_between_a_forward_pass_and_its_recomputation() 
     model.set_step(1)
     with pytest.raises(estfx.EstfxError, match=r"set_step\(1\) was called between a forward pass of step 0 and its"):
         loss.backward()
+
+
+class Last(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((HIDDEN,), 1.1))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return (x_BTD.to(self.scale.dtype) * self.scale).to(x_BTD.dtype)
+
+
+class Rounded(Residual):
+    """Computes its last product in the dtype of the weight that it is given there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = Last()
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + self.last(Mlp.forward(self, x_BTD))
+
+
+def test_the_dtype_of_any_weight_may_change() -> None:
+    model: Any = Stack(Rounded(), Rounded())
+    twin: Any = copy.deepcopy(model)
+    estfx.transform(model, Schedule(stages=[Stage(start=0)]), example_inputs=(stream(),), compile=False)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        for each in (model, twin):
+            for layer in each.layers:
+                layer.last.to(dtype)
+        model.set_step(0)
+        assert torch.equal(model(stream()), twin(stream()))
 
 
 def evolving() -> tuple[Any, nn.Module]:

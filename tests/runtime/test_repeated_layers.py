@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import estfx
+from estfx.runtime import numbers_left_out
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage, kept_count
 
@@ -145,6 +146,16 @@ def test_of_a_tied_parameter_an_optimizer_leaves_alone_what_no_layer_keeps() -> 
         used = {unit for n in ("layers.0", "layers.1") if kept.layers[n] for unit in kept.units[n]["neurons"].tolist()}
         changed = {row for row in range(len(tied)) if not torch.equal(tied[row], before[row])}
         assert changed == used
+
+
+def test_of_a_tied_parameter_that_is_left_out_which_no_layer_reads() -> None:
+    schedule = Schedule(stages=[Stage(start=0, layers=0.5)])
+    model: Any = estfx.transform(tied_between_layers(), schedule, example_inputs=(IDS,), compile=False, verify=False)
+    for step in range(4):
+        model.set_step(step)
+        read = gradients(model)[1]
+        left = sum(p.numel() for name, p in model.named_parameters() if name.startswith("layers.") and name not in read)
+        assert numbers_left_out(model) == left > 0
 
 
 def test_a_parameter_with_a_use_outside_of_the_layers_is_not_listed() -> None:

@@ -104,6 +104,14 @@ def test_layers_are_ranked_by_their_own_scores_whichever_others_have_units():
     assert ranked({"a": ATTENTION, "b": MLP, "c": ATTENTION, "d": MLP}, scores) == {"b": [0, 1], "d": [2, 3]}
 
 
+def test_a_share_of_what_is_kept_is_drawn_among_the_others():
+    layers, scores = {"a": {**MLP, "neurons": 64}}, {"a": range(64, 0, -1)}
+    assert ranked(layers, scores)["a"] == list(range(32))
+    some = ranked(layers, scores, exploration=0.25)["a"]
+    assert some[:24] == list(range(24))
+    assert some[24:] != list(range(24, 32))
+
+
 def test_what_a_layer_draws_does_not_depend_on_what_others_have():
     def drawn(*layers):
         names = dict(zip("abcd", layers, strict=True))
