@@ -196,6 +196,8 @@ class Walk:
     def _visit(self, node: Node) -> Dims | list[Dims]:
         if node.op in ("placeholder", "get_attr"):
             return self.fresh_like(node) if has_tensor(node) else ()  # the body of a loop or a branch has no shape
+        if writes(node) and not self._written(node):
+            return self.pin_all(node, f"a value is changed in place at {describe(node)}")
         if node in self.whole.computed:
             dims = self.pin_all(node, f"a weight is computed of the whole at {describe(node)}")
             return self.fresh_like(node) if node in self.whole.born else dims
@@ -205,8 +207,6 @@ class Walk:
         if (opaque := opaque_module_of(node.target)) is not None:
             return self.pin_all(node, f"`{opaque.path}`, which reads or gives it, runs as it is")
         found = entry(RULES, node.target)
-        if writes(node) and not self._written(node):
-            return self.pin_all(node, f"a value is changed in place at {describe(node)}")
         if not has_tensor(node) and not isinstance(node.meta.get("val"), (list, tuple)):
             return ()  # a size
         if is_own_function(node.target) and not is_pointwise_function(node.target):

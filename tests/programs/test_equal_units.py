@@ -82,3 +82,25 @@ def test_all_axes_of_decoders_pass(name: str) -> None:
         for role in variant.roles.found:
             assert differing_factor(variant, [role.axis], *in_double(variant, info.call)) < 1e-12
         break
+
+
+class NormInTheGradientAlone(nn.Module):
+    """The norm of the neurons grows with their number. It is a factor in the backward pass, and none in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(HIDDEN, INNER)
+        self.down = nn.Linear(INNER, HIDDEN)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        hidden = self.up(x_BTD)
+        norm = hidden.norm(dim=-1, keepdim=True)
+        return x_BTD + self.down(F.gelu(hidden)) * (1 + norm - norm.detach())
+
+
+def test_a_factor_that_is_wrong_in_the_gradient_alone_is_found() -> None:
+    model = Chain(NormInTheGradientAlone(), NormInTheGradientAlone())
+    estfx.transform(model, estfx.Schedule.est(30), example_inputs=(torch.randn(2, 5, HIDDEN),), compile=False)
+    for layer in model.report.layers:  # type: ignore[union-attr]
+        assert not layer.axes  # type: ignore[union-attr]
+        assert any("neurons (14) stay whole: with all of them alike" in note for note in layer.notes)  # type: ignore[union-attr]
