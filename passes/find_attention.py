@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import ClassVar
 
 import torch
 from torch.fx import GraphModule, Node
 
-from estfx.graphs import Analysis, Axis, arguments, has_tensor, nodes_within, tags, tensor_of
+from estfx.graphs import Analysis, Axis, Dim, Product, Sum, arguments, has_tensor, nodes_within, tags, tensor_of
 
 aten = torch.ops.aten
 FUSED = {aten.scaled_dot_product_attention.default}
@@ -40,7 +41,8 @@ class FindAttention(Analysis):
         axes, interface = tags.get(gm, tags.Axes), tags.get(gm, tags.Interface)
         positions = set(_axes_of(axes.dims[interface.stream][:-1]))  # and the batch
         cores = tuple(_cores(gm, axes, positions))
-        in_weights = Counter(axis for name, _ in interface.weights for dim in axes.dims[name] for axis in dim.axes())
+        dims = [dim for name, _ in interface.weights for dim in axes.dims[name]]
+        in_weights = Counter(axis for dim in dims for term in _terms(dim) for axis in term)
         found: list[tags.Role] = []
         notes: list[str] = []
         for core in cores:
@@ -68,6 +70,15 @@ def coupling_note(axes: tags.Axes, axis: Axis) -> str:
 
 def _axes_of(dims: Iterable[object]) -> list[Axis]:
     return list(dict.fromkeys(axis for dim in dims for axis in dim.axes()))  # type: ignore[attr-defined]
+
+
+def _terms(dim: Dim) -> list[tuple[Axis, ...]]:
+    """The axes of each part of a dimension: `a·(b·c + c)` has the parts `a, b, c` and `a, c`."""
+    if isinstance(dim, Sum):
+        return [term for each in dim.terms for term in _terms(each)]
+    if isinstance(dim, Product):
+        return [tuple(chain.from_iterable(terms)) for terms in product(*map(_terms, dim.factors))]
+    return [(dim,)]
 
 
 def _cores(gm: GraphModule, axes: tags.Axes, positions: set[Axis]) -> Iterator[tags.Core]:
