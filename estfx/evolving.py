@@ -119,18 +119,19 @@ def evolving_within(model: nn.Module) -> Any:
 
     Raises EstfxError if there is none, or more than one.
     """
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, EvolvingModel)]
-    outermost = [m for path, m in found if not any(path != other and _lies_in(path, other) for other, _ in found)]
-    if len(outermost) == 1:
-        return outermost[0]
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():  # what lies in a module comes after it
+        if isinstance(module, EvolvingModel) and not any(_lies_in(path, outer) for outer in found):
+            found[path] = module
+    if len(found) == 1:
+        return next(iter(found.values()))
     if not found:
         raise EstfxError(
             f"`{type(model).__name__}` is no evolving model, and holds none: call `estfx.transform(model, schedule)` "
             "first."
         )
     raise EstfxError(
-        f"`{type(model).__name__}` holds {len(outermost)} evolving models ({', '.join(path for path, _ in found)}). "
-        "Pass the one that you mean."
+        f"`{type(model).__name__}` holds {len(found)} evolving models ({', '.join(found)}). Pass the one that you mean."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MadeBy", "as_original", "checkpointed", "made_of", "original_of", "stand_in_for"]
+__all__ = ["CHECKPOINTING", "MadeBy", "as_original", "checkpointed", "made_of", "original_of", "stand_in_for"]
 
 CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 

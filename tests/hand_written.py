@@ -113,19 +113,6 @@ class NormedStream(Block):
         return self.norm_2(x_BTD + self.mlp(x_BTD))
 
 
-class Chain(nn.Module):
-    """Layers in a chain, and a loss of what comes out."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            x_BTD = layer(x_BTD)
-        return x_BTD.square().mean()
-
-
 class Stack(nn.Module):
     """Layers in a chain, and nothing around them: the stream comes in and goes out."""
 
@@ -137,6 +124,13 @@ class Stack(nn.Module):
         for layer in self.layers:
             x_BTD = layer(x_BTD)
         return x_BTD
+
+
+class Chain(Stack):
+    """Layers in a chain, and a loss of what comes out."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return super().forward(x_BTD).square().mean()
 
 
 class Decoder(nn.Module):

@@ -47,19 +47,7 @@ from estfx.graphs import (
     writes,
 )
 
-__all__ = [
-    "FACTORIES",
-    "RESIZERS",
-    "RULES",
-    "STATISTICS",
-    "Arguments",
-    "Dims",
-    "Resize",
-    "Walk",
-    "entry",
-    "resizer",
-    "rule",
-]
+__all__ = ["FACTORIES", "RESIZERS", "RULES", "Arguments", "Dims", "Resize", "Walk", "entry", "resizer", "rule"]
 
 
 @dataclass

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from estfx.programs import direction
 from estfx.runtime import Mount, Runtime, StepState
 from estfx.tracing import (
     ATTRIBUTE,
@@ -255,12 +256,6 @@ def _run(
             elif isinstance(leaf, (bool, int, float, str)):
                 seen[f"what is left in {change.place}, {number}"] = leaf
     return seen
-
-
-def direction(value: torch.Tensor) -> torch.Tensor:
-    """Numbers without symmetry, as many as a tensor has, along which it is projected."""
-    steps = torch.arange(value.numel(), dtype=torch.float32, device=value.device)
-    return torch.cos(steps * 0.7 + 0.3).reshape(value.shape).to(value.dtype)
 
 
 def kept(value: torch.Tensor) -> torch.Tensor | Fingerprint:

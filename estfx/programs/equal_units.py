@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from estfx.graphs import Axis, Dim, clone, promoted, run_passes, tags
 from estfx.passes import specialisation
 from estfx.programs.program import Variant
+from estfx.programs.relative_errors import direction
 
 __all__ = ["differing_factor", "halved"]
 
@@ -117,11 +118,11 @@ def _of_branches(graph: GraphModule, given: Tensors) -> Tensors:
         torch.manual_seed(0)
         stream = given[0].clone().requires_grad_()
         result: torch.Tensor = graph(stream.clone(), *given[1:])[0]
-        direction = torch.cos(torch.arange(result.numel(), dtype=result.dtype, device=result.device)).view_as(result)
-        (gradient,) = torch.autograd.grad(result, stream, direction)
+        along = direction(result)
+        (gradient,) = torch.autograd.grad(result, stream, along)
     if result.shape != stream.shape:
         return [result.detach(), gradient]
-    return [(result - stream).detach(), gradient - direction]
+    return [(result - stream).detach(), gradient - along]
 
 
 def _differs_by_unit(node: Node, axes: tags.Axes, axis: Axis) -> bool:

@@ -1,12 +1,18 @@
-"""How far values and gradients are from those that are wanted."""
+"""How far values and gradients are from those that are wanted, and along which direction gradients are taken."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["relative_error", "worst_error"]
+__all__ = ["direction", "relative_error", "worst_error"]
 
 Tensors = list[torch.Tensor]
+
+
+def direction(value: torch.Tensor) -> torch.Tensor:
+    """A fixed direction without symmetry, of a tensor's shape and type, along which gradients are compared."""
+    steps = torch.arange(value.numel(), dtype=torch.float64, device=value.device)
+    return torch.cos(steps * 0.7 + 0.3).reshape(value.shape).to(value.dtype)
 
 
 def worst_error(want: tuple[Tensors, Tensors], got: tuple[Tensors, Tensors]) -> float:

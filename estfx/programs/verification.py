@@ -25,7 +25,7 @@ from estfx.graphs import Axis, Dim, Sum, arguments, clone, has_tensor, promoted,
 from estfx.passes import specialisation
 from estfx.programs.equal_units import differing_factor, halved
 from estfx.programs.program import Variant, resolve
-from estfx.programs.relative_errors import worst_error
+from estfx.programs.relative_errors import direction, worst_error
 from estfx.tracing import HeldState, LayerCall, flatten, outcome, run_quietly
 
 __all__ = ["ROUNDS", "masked_whole", "verify_kind"]
@@ -155,14 +155,8 @@ def _values_and_gradients(
             )
         wanted = [stream, *(w for w in weights if w.requires_grad)]
         learnt = [value for value in values if value.requires_grad]
-        grads = torch.autograd.grad(learnt, wanted, list(map(_direction, learnt)), allow_unused=True)
+        grads = torch.autograd.grad(learnt, wanted, list(map(direction, learnt)), allow_unused=True)
     return [value.detach() for value in values], [torch.zeros(()) if g is None else g for g in grads]
-
-
-def _direction(value: torch.Tensor) -> torch.Tensor:
-    """A fixed direction without symmetry, along which gradients are compared."""
-    steps = torch.arange(value.numel(), dtype=torch.float64, device=value.device)
-    return torch.cos(steps * 0.7 + 0.3).reshape(value.shape).to(value.dtype)
 
 
 # -- oracle 2 ------------------------------------------------------------------------------------------------------

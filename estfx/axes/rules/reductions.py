@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from estfx.axes.walk import RULES, STATISTICS, Arguments, Dims, Resize, Walk, resizer, rule
+from estfx.axes.rule_tables import STATISTICS
+from estfx.axes.walk import RULES, Arguments, Dims, Resize, Walk, resizer, rule
 from estfx.graphs import Product, describe
 
 aten = torch.ops.aten

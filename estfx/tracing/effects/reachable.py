@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from estfx.stand_ins import original_of
+from estfx.stand_ins import CHECKPOINTING, original_of
 from estfx.tracing.effects.places import LAYER, Root, Step, in_words
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-FLAGS = frozenset({"gradient_checkpointing", "_gradient_checkpointing_func"})  # they go around a program, not into it
+FLAGS = frozenset({CHECKPOINTING, "_gradient_checkpointing_func"})  # they go around a program, not into it
 LEAF_TYPES = frozenset({*PLAIN, torch.dtype, torch.device, torch.Size, nn.Parameter, types.FunctionType, type})
 MOST = 20_000  # containers that are looked into
 FOREIGN = frozenset(

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from estfx.errors import TraceError
 from estfx.graphs import is_model_code, kept_functions, put_opaque_modules
+from estfx.stand_ins import CHECKPOINTING
 from estfx.tracing.call_signature import flatten
 from estfx.tracing.effects import HeldState, Place, held_tensors_as_before
 from estfx.tracing.exporting.captured_stdout import held_output
@@ -29,7 +30,6 @@ from estfx.tracing.layer_calls import outcome
 
 UNROLLED = 400  # calls of torch functions; of other layers, those with experts and latent attention make 250
 DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
-CHECKPOINTING = "gradient_checkpointing"  # the flag on transformers' layers
 __all__ = ["does_more", "export_layer"]
 
 

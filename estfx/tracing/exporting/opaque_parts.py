@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -70,9 +71,7 @@ class OpaqueParts:
         with ExitStack() as stack:
             for path, results in seen.items():
                 module = self.call.module.get_submodule(path)
-                own = vars(module).get("forward", ABSENT)
-                vars(module)["forward"] = _Standing(self, path, module, results)
-                stack.callback(_put_back, module, own)
+                stack.enter_context(mock.patch.object(module, "forward", _Standing(self, path, module, results)))
             yield
 
     def _observed(self) -> dict[str, list[_Result]]:
@@ -114,20 +113,6 @@ class OpaqueParts:
                     running.pop()[1].__exit__(None, None, None)
         held.put_back(held.changes())
         return seen
-
-
-class _Absent:
-    pass
-
-
-ABSENT = _Absent()
-
-
-def _put_back(module: nn.Module, forward: Any) -> None:
-    if forward is ABSENT:
-        del vars(module)["forward"]
-    else:
-        vars(module)["forward"] = forward
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
