@@ -18,8 +18,8 @@ __all__ = ["analysis", "specialisation"]
 def analysis() -> tuple[Pass, ...]:
     return (
         DropNoise(),  # assertions, whole slices; first, so that no rule meets them
-        FindResiduals(),  # puts Residuals
         FindAxes(),  # puts Axes on every value
+        FindResiduals(),  # puts Residuals; needs Axes
         FindAttention(),  # puts Roles with the heads; needs Axes
         FindChannels(),  # adds the channels of other mixers to Roles
         FindMlp(),  # adds the neurons: what is left; needs the cores

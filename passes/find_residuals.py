@@ -48,9 +48,11 @@ class FindResiduals(Analysis):
     factor), norms of the stream itself (post-norm layers), and other joins. A norm is one operator, or what multiplies
     and shifts the stream by weights and by one number a position. A layer whose output leads back to its stream in this
     way may be passed over; `reason` says why another may not. A layer whose output is only ever added to a tensor is a
-    branch whose join lies outside of it: passed over, it gives zeros.
+    branch whose join lies outside of it: passed over, it gives zeros. What it leaves somewhere beside its result is
+    then zeros as well, if that is made of units that close, as the state of a recurrence is.
     """
 
+    needs: ClassVar = (tags.Axes, tags.Interface)
     puts: ClassVar = (tags.Residuals,)
 
     def run(self, gm: GraphModule) -> int:
@@ -64,10 +66,22 @@ class FindResiduals(Analysis):
         joins = tuple(found[n] for n in gm.graph.nodes if n in found)
         outside = interface.added and (stop is not stream or not joins)
         reason = "" if outside else _why_not_passed_over(stream, stop, joins)
-        if not reason and interface.outputs > 1:
+        others = [i for i in range(1, interface.outputs) if i not in interface.left]
+        if not reason and others:
             reason = "something outside reads another output of it than the stream"
+        elif not reason:
+            axes = tags.get(gm, tags.Axes)
+            kept = [outputs[i] for i in interface.left if not _becomes_zeros(outputs[i], stream, axes)]
+            reason = f"it leaves {describe(kept[0])} beside its result" if kept else ""
         tags.put(gm, tags.Residuals(joins, droppable=not reason, reason=reason, outside=outside))
         return len(joins)
+
+
+def _becomes_zeros(value: Node, stream: Node, axes: tags.Axes) -> bool:
+    """Whether a value that the layer leaves is one of units, and of a shape that can be told by the stream alone."""
+    closes = [axis for dim in axes.dims[value.name] for axis in dim.axes() if not axes.obstacle(axis, inner=True)]
+    known = {str(size) for size in tensor_of(stream).shape}
+    return bool(closes) and all(isinstance(size, int) or str(size) in known for size in tensor_of(value).shape)
 
 
 def _why_not_passed_over(stream: Node, stop: Node, joins: tuple[tags.Join, ...]) -> str:

@@ -25,6 +25,7 @@ from estfx.graphs import (
     has_tensor,
     nodes_within,
     propagate_shapes,
+    spread,
     tags,
     take,
 )
@@ -44,6 +45,9 @@ class NarrowAxes(Rewrite):
         %up = linear(%x, %w1)                         %up = linear(%x, %take)
         %act = view(%up, [b, t, 12, 64])              %act = view(%up, [b, t, 6, 64])
         %down = linear(%act, %w2)                     %down = linear(%act, %take_1)
+
+    A value that the layer leaves somewhere, beside its result, keeps its shape: `spread(%up, 1, %index, 3072)` puts
+    the kept units among zeros.
     """
 
     kept: Mapping[Axis, int] = field(default_factory=dict)
@@ -102,7 +106,7 @@ class _Narrowing:
                 self.anchor = node
                 a = arguments(node)
                 edits += _set_arguments(node, a, resizer(resize, node, a))
-        return edits
+        return edits + self._spread_left()
 
     def _concerns(self, node: Node, resize: Resize) -> bool:
         names = [node.name, *(self.born.get(source, source.name) for source in nodes_within((node.args, node.kwargs)))]
@@ -137,8 +141,44 @@ class _Narrowing:
         node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in taken)
         return len(taken)
 
+    def _spread_left(self) -> int:
+        """What the layer leaves beside its result has all units again: those that do not run are zeros."""
+        output, made = self.gm.graph.output_node(), 0
+        values: list[Node] = list(output.args[0])  # type: ignore[arg-type]
+        for i in tags.get(self.gm, tags.Interface).left:
+            dims = self.axes.dims[self.born.get(values[i], values[i].name)]
+            with self.gm.graph.inserting_before(output):
+                for position, dim in enumerate(dims):
+                    if any(axis in self.kept for axis in dim.axes()):
+                        values[i] = self._spread(values[i], position, dim)
+                        made += 1
+        output.args = (tuple(values),)
+        return made
+
+    def _spread(self, value: Node, position: int, dim: Dim) -> Node:
+        graph = self.gm.graph
+        if not any(axis.dynamic for axis in dim.axes()):
+            return graph.call_function(spread, (value, position, self._index(dim), dim.size))
+        middle, parts = self._parts(value, dim)
+        parts[1] = middle.narrowed_size(self.kept)
+        split = graph.call_function(aten.unflatten.int, (value, position, parts))
+        whole = graph.call_function(spread, (split, position + 1, self._index(middle), middle.size))
+        return graph.call_function(aten.flatten.using_ints, (whole, position, position + 2))
+
     def _gather_inside(self, value: Node, position: int, dim: Dim) -> list[Node]:
         """A dimension with a dynamic part, such as batch · heads, is split, narrowed and put together again."""
+        graph = self.gm.graph
+        middle, parts = self._parts(value, dim)
+        index = self._index(middle)
+        split = graph.call_function(aten.unflatten.int, (value, position, parts))
+        with graph.inserting_after(split):
+            chosen = graph.call_function(take, (split, position + 1, index))
+        with graph.inserting_after(chosen):
+            merged = graph.call_function(aten.flatten.using_ints, (chosen, position, position + 2))
+        return [split, chosen, merged]
+
+    def _parts(self, value: Node, dim: Dim) -> tuple[Dim, list[int]]:
+        """Of a dimension with a dynamic part, what lies in the middle and is narrowed, and all three sizes."""
         if not isinstance(dim, Product):
             raise VerifyError(f"{describe(value)}: {dim} has a dynamic part, and is no product")
         fixed = [i for i, f in enumerate(dim.factors) if any(axis in self.kept for axis in f.axes())]
@@ -151,14 +191,7 @@ class _Narrowing:
         ]
         if parts.count(-1) > 1 or parts[1] == -1:
             raise VerifyError(f"{describe(value)}: {dim} has dynamic parts on both sides")
-        graph = self.gm.graph
-        index = self._index(middle[0] if len(middle) == 1 else Product(middle))
-        split = graph.call_function(aten.unflatten.int, (value, position, parts))
-        with graph.inserting_after(split):
-            chosen = graph.call_function(take, (split, position + 1, index))
-        with graph.inserting_after(chosen):
-            merged = graph.call_function(aten.flatten.using_ints, (chosen, position, position + 2))
-        return [split, chosen, merged]
+        return middle[0] if len(middle) == 1 else Product(middle), parts
 
     def _index(self, dim: Dim) -> Node:
         """The index input for the kept positions along `dim`; dimensions with the same positions share one."""

@@ -177,8 +177,9 @@ class Walk:
         for mine, given in zip(self.of(stream), self.of(outputs[0]), strict=True):
             self.unify(stream, mine, given)  # without a residual connection of its own, no operator does
         self.pin("it is a dimension of the residual stream", *self.of(stream))
-        for value in outputs:
-            self.pin("it leaves the layer", *self.of(value))
+        for i, value in enumerate(outputs):
+            if i not in self.interface.left:  # there, zeros take the place of the units that do not run
+                self.pin("it leaves the layer", *self.of(value))
         return self._result(stream)
 
     def _visit(self, node: Node) -> Dims | list[Dims]:

@@ -30,7 +30,7 @@ from estfx.graphs.fx_graphs import (
     source_line,
     tensor_of,
 )
-from estfx.graphs.gather import take
+from estfx.graphs.gather import spread, take
 from estfx.graphs.opaque_modules import (
     TENSOR,
     OpaqueModule,
@@ -109,6 +109,7 @@ __all__ = [
     "sizes",
     "sort_of",
     "source_line",
+    "spread",
     "tags",
     "take",
     "tensor_of",

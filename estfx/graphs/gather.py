@@ -1,4 +1,4 @@
-"""Taking the kept units of a weight."""
+"""Taking the kept units of a weight, and putting what was computed of them among zeros for all others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["take"]
+__all__ = ["spread", "take"]
 
 
 class _Take(torch.autograd.Function):
@@ -27,3 +27,9 @@ def take(x: torch.Tensor, dim: int, index_K: torch.Tensor) -> torch.Tensor:
     """`x` at the positions `index_K` (int64, unique, in range) along `dim`; the gradient is 0 at all others."""
     taken: torch.Tensor = _Take.apply(x, dim, index_K)  # type: ignore[no-untyped-call]
     return taken
+
+
+def spread(x: torch.Tensor, dim: int, index_K: torch.Tensor, size: int) -> torch.Tensor:
+    """Zeros of that size along `dim`, with `x` at the positions `index_K` (int64, unique, in range)."""
+    whole = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
+    return x.new_zeros(whole).index_copy(dim, index_K, x)

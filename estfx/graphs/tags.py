@@ -37,6 +37,7 @@ class Interface:
     sides: tuple[str, ...]  # placeholders of the other tensor arguments
     weights: tuple[tuple[str, str], ...]  # (placeholder, path of the parameter or buffer in the layer)
     outputs: int = 1  # values given; the first is the stream
+    left: tuple[int, ...] = ()  # which of them the layer leaves beside its result, and nothing in the model reads
     added: bool = False  # all that is done with what it gives is to add it to a tensor
 
 

@@ -135,4 +135,18 @@ def analysed(traced: TracedLayer, *, scales: bool = True) -> Variant:
         f"`{each.path}` ({type(each.module).__name__}) runs as it is, always whole: {each.reason}"
         for each in opaque_modules(graph)
     )
-    return Variant(traced, replace(roles, notes=(*roles.notes, *opaque)), tags.get(graph, tags.Residuals), scales)
+    left = [f"what it leaves in {place} has zeros for units that do not run" for place in _left_units(traced, roles)]
+    return Variant(
+        traced, replace(roles, notes=(*roles.notes, *opaque, *left)), tags.get(graph, tags.Residuals), scales
+    )
+
+
+def _left_units(traced: TracedLayer, roles: tags.Roles) -> list[str]:
+    """The places in which a layer leaves values of units that may be left out, with the names of the units."""
+    axes, interface = tags.get(traced.graph, tags.Axes), tags.get(traced.graph, tags.Interface)
+    outputs: Any = traced.graph.graph.output_node().args[0]
+    names = {role.axis: role.name for role in roles.found}
+    given = [axis for i in interface.left for dim in axes.dims[outputs[i].name] for axis in dim.axes()]
+    units = dict.fromkeys(names[axis] for axis in given if axis in names)
+    places = ", ".join(f"`{place}`" for place in traced.written)
+    return [f"{places} ({', '.join(units)})"] if units else []

@@ -232,6 +232,16 @@ class _Masked(torch.fx.Interpreter):
         mask = reduce(np.multiply.outer, [self._mask(factor) for factor in dim.factors])
         return mask.reshape(-1)
 
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What the layer leaves beside its result has zeros for the units that are dropped."""
+        values = list(super().output(target, args, kwargs))
+        nodes: Any = self.module.graph.output_node().args[0]  # type: ignore[union-attr, operator]
+        for i in tags.get(self.module, tags.Interface).left:  # type: ignore[arg-type]
+            for position, dim in enumerate(self.axes.dims[nodes[i].name]):
+                if self._touches(dim):
+                    values[i] = values[i] * _along(position, values[i], torch.from_numpy(self._mask(dim) != 0))
+        return tuple(values)
+
     def run_node(self, n: Node) -> Any:
         if n.name in self.closings:
             return self._closed(n)
@@ -244,10 +254,7 @@ class _Masked(torch.fx.Interpreter):
         for closing in self.closings[node.name]:
             name, item = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", closing.argument).groups()  # type: ignore[union-attr]
             operand = a[name] if item is None else a[name][int(item)]
-            mask = torch.from_numpy(self._mask(closing.dim)).to(operand)
-            shape = [1] * operand.ndim
-            shape[closing.position] = -1
-            masked = operand * mask.reshape(shape)
+            masked = operand * _along(closing.position, operand, torch.from_numpy(self._mask(closing.dim)))
             if item is None:
                 a[name] = masked
             else:
@@ -276,6 +283,13 @@ class _Masked(torch.fx.Interpreter):
                 size[position] = dim.size
                 value = value.new_zeros(size).index_copy(position, self._index(dim, value.device), value)
         return value
+
+
+def _along(position: int, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mask as a factor of a value along one of its dimensions."""
+    shape = [1] * value.ndim
+    shape[position] = -1
+    return mask.to(value).reshape(shape)
 
 
 def _call(node: Node, a: Mapping[str, Any]) -> Any:

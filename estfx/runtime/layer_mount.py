@@ -168,11 +168,12 @@ class Mount:
     def skips(self, call: Call) -> bool:
         return not self.runtime.runs(call.name)
 
-    def skip(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
+    def skip(self, call: Call, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
         """What the layer returns when it is passed over; None if the call is none that programs know."""
         leaves, _ = flatten(args, kwargs)
         if not all(map(is_plain, leaves)):
             return None
+        call.kind.first.traced.leave_zeros(leaves, layer, args, kwargs)
         return call.kind.first.passed_over(leaves)
 
     def run(self, call: Call, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -245,7 +246,7 @@ def _mounted(cls: type[nn.Module]) -> type[nn.Module]:
                 here.refuse_unknown_call(args, kwargs)
             call = here.begin(args, kwargs, self)
             if here.skips(call):
-                passed = here.skip(call, args, kwargs)
+                passed = here.skip(call, self, args, kwargs)
                 if passed is not None:
                     tell_recorders(self, args, passed)
                     return passed

@@ -25,13 +25,18 @@ class LayerCall:
     out_spec: pytree.TreeSpec
     outputs: list[Any]  # leaves of the result
     stream_output: int  # which leaf of the result is the stream
-    alive: set[int] = field(default_factory=set)  # other result leaves that something outside the layer read
+    alive: set[int] = field(default_factory=set)  # other leaves of `outputs` that something outside the layer read
     attributes: dict[str, set[str]] = field(default_factory=dict)  # read while it ran, by submodule
     number: int = 1  # of the calls of this module within one forward
     written: tuple[Place, ...] = ()  # where it leaves values beside its result; they are the last of `outputs`
     lost: tuple[str, ...] = ()  # what it does besides that no graph would do, in words
     operations: int = 0  # how many functions of torch it called
     added: bool = False  # all that the model did with its stream was to add it to another tensor
+
+    @property
+    def returned(self) -> int:
+        """How many of `outputs` the layer returns; the others it leaves in `written`."""
+        return self.out_spec.children()[0].num_leaves if self.written else len(self.outputs)
 
     @property
     def path(self) -> str:

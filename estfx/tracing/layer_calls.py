@@ -255,7 +255,6 @@ def recorded_calls(
                     out_spec,
                     outputs,
                     stream[1],
-                    alive=set(range(len(pytree.tree_leaves(result)), len(outputs))),  # what it wrote
                     written=written,
                     lost=tuple(change.reason for change in changes if change.reason),
                     operations=watch.operations - observed.operations,

@@ -107,10 +107,10 @@ def test_all_that_leaves_the_layer_stays_whole() -> None:
         inner = aten.linear.default(x, up)
         return [aten.add.Tensor(x, aten.linear.default(aten.relu.default(inner), down)), inner]
 
-    for outputs, obstacle in ((1, ""), (2, "it leaves the layer")):
+    for outputs, left, obstacle in ((1, (), ""), (2, (), "it leaves the layer"), (2, (1,), "")):
         recorded = record(function, make_inputs([(3, 5), (7, 5), (5, 7)], np.random.default_rng(0)))
         recorded.gm.graph.output_node().args = (tuple(recorded.outputs[:outputs]),)
-        axes = Walk(recorded.gm, tags.Interface("x0", (), (), outputs)).run()
+        axes = Walk(recorded.gm, tags.Interface("x0", (), (), outputs, left)).run()
         (neurons,) = axes.dims[recorded.outputs[1].name][-1].axes()
         assert axes.obstacle(neurons) == obstacle
 

@@ -73,8 +73,8 @@ def test_a_pass_is_named_after_its_class() -> None:
     names = [step.name() for step in (*analysis(), *specialisation({}))]
     assert names == [
         "drop-noise",
-        "find-residuals",
         "find-axes",
+        "find-residuals",
         "find-attention",
         "find-channels",
         "find-mlp",

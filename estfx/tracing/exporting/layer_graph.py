@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -17,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils import _pytree as pytree
 
 from estfx.errors import TraceError
-from estfx.graphs import has_tensor, inline_regions, replace_calls, tags
+from estfx.graphs import has_tensor, inline_regions, replace_calls, tags, tensor_of
 from estfx.tracing.call_signature import flatten
 from estfx.tracing.effects import Place, put_values, tensors_held
 from estfx.tracing.exporting.export_layer import does_more, export_layer
@@ -77,7 +78,28 @@ class TracedLayer:
     def give(self, stream: torch.Tensor) -> Any:
         """What the layer returns when it is passed over, and this tensor takes the place of its result."""
         leaves = [stream if i == 0 else self.constants[j] for j, i in enumerate(self.outputs)]
-        return pytree.tree_unflatten(leaves, self.out_spec)
+        given = pytree.tree_unflatten(leaves, self.out_spec)
+        return given[0] if self.written else given
+
+    def leave_zeros(self, given: list[Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Leaves zeros where the layer leaves values beside its result: it is passed over, and none of its units runs.
+
+        `given`: the leaves of its arguments. Sizes that are open are those of the stream.
+        """
+        if not self.written:
+            return
+        stream = given[self.stream_leaf]
+        interface, nodes = tags.get(self.graph, tags.Interface), self.graph.graph
+        traced = next(tensor_of(node) for node in nodes.nodes if node.name == interface.stream)
+        sizes = {str(size): now for size, now in zip(traced.shape, stream.shape, strict=True)}
+        leaves = list(self.constants)
+        values: Sequence[Node] = nodes.output_node().args[0]  # type: ignore[assignment]
+        for j, i in enumerate(self.outputs):
+            if i in interface.left:
+                value = tensor_of(values[i])
+                shape = [size if isinstance(size, int) else sizes[str(size)] for size in value.shape]
+                leaves[j] = stream.new_zeros(shape, dtype=value.dtype)
+        put_values(self.written, pytree.tree_unflatten(leaves, self.out_spec)[1], layer, args, kwargs)
 
 
 def trace_call(call: LayerCall) -> TracedLayer:
@@ -102,11 +124,8 @@ def _trace_call(call: LayerCall) -> TracedLayer:
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     old = exported.graph
     outputs = pytree.tree_leaves(old.output_node().args[0], is_leaf=lambda x: x is None)
-    given = [
-        j
-        for j, out in enumerate(outputs)
-        if isinstance(out, Node) and has_tensor(out) and (j == call.stream_output or j in call.alive)
-    ]
+    passed_on = {call.stream_output, *call.alive, *range(call.returned, len(outputs))}
+    given = [j for j, out in enumerate(outputs) if j in passed_on and isinstance(out, Node) and has_tensor(out)]
     given.sort(key=lambda j: j != call.stream_output)
 
     users: list[Node] = []
@@ -172,6 +191,7 @@ def _trace_call(call: LayerCall) -> TracedLayer:
             sides=tuple(copies[n].name for n in sides),
             weights=tuple((copies[n].name, path) for n, path in weights),
             outputs=len(given),
+            left=tuple(i for i, j in enumerate(given) if j >= call.returned and j not in call.alive),
             added=call.added,
         ),
     )
