@@ -9,6 +9,7 @@ from estfx.passes.find_axes import FindAxes
 from estfx.passes.find_channels import FindChannels
 from estfx.passes.find_mlp import FindMlp
 from estfx.passes.find_residuals import FindResiduals
+from estfx.passes.find_separate_heads import FindSeparateHeads
 from estfx.passes.narrow_axes import NarrowAxes
 from estfx.passes.scale_contractions import ScaleContractions
 
@@ -18,6 +19,7 @@ __all__ = ["analysis", "specialisation"]
 def analysis() -> tuple[Pass, ...]:
     return (
         DropNoise(),  # assertions, whole slices; first, so that no rule meets them
+        FindSeparateHeads(),  # puts SeparateHeads
         FindAxes(),  # puts Axes on every value
         FindResiduals(),  # puts Residuals; needs Axes
         FindAttention(),  # puts Roles with the heads; needs Axes

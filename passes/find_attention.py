@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import ClassVar
 
@@ -40,7 +40,7 @@ class FindAttention(Analysis):
     def run(self, gm: GraphModule) -> int:
         axes, interface = tags.get(gm, tags.Axes), tags.get(gm, tags.Interface)
         positions = set(_axes_of(axes.dims[interface.stream][:-1]))  # and the batch
-        cores = tuple(_cores(gm, axes, positions))
+        cores = tuple(_with_separate_heads(gm, axes, _cores(gm, axes, positions)))
         dims = [dim for name, _ in interface.weights for dim in axes.dims[name]]
         in_weights = Counter(axis for dim in dims for term in _terms(dim) for axis in term)
         found: list[tags.Role] = []
@@ -61,6 +61,16 @@ class FindAttention(Analysis):
                 notes.append(f"the attention core {core.node} has a single head")
         tags.put(gm, tags.Roles(tuple(found), cores, tuple(notes)))
         return len(found)
+
+
+def _with_separate_heads(gm: GraphModule, axes: tags.Axes, cores: Iterable[tags.Core]) -> Iterator[tags.Core]:
+    """The cores; one that lies in a head of its own runs over all such heads in parallel."""
+    heads: dict[str, tuple[Axis, ...]] = {}
+    for found in gm.meta.get(tags.SeparateHeads.__qualname__, tags.SeparateHeads()).found:
+        heads |= {name: axes.counting(found) for branch in found.nodes for name in branch}
+    for core in cores:
+        own = heads.get(core.node, ())
+        yield replace(core, batch=(*own, *core.batch), shared=(*own, *core.shared))
 
 
 def coupling_note(axes: tags.Axes, axis: Axis) -> str:

@@ -70,7 +70,8 @@ class NarrowAxes(Rewrite):
         narrowing = _Narrowing(gm, kept)
         edits = narrowing.run()
         propagate_shapes(gm)
-        tags.put(gm, tags.Indices(tuple(narrowing.gathers.values()), kept, tuple(narrowing.narrowed)))
+        gathers = tuple(narrowing.gathers.values())
+        tags.put(gm, tags.Indices(gathers, kept, tuple(narrowing.narrowed), tuple(narrowing.of_one_unit)))
         return edits
 
 
@@ -91,6 +92,7 @@ class _Narrowing:
         self.last_birth = placeholders[-1]  # after which the next gather of an input goes
         self.weights = dict(interface.weights)
         self.narrowed: list[tuple[str, int, str]] = []
+        self.of_one_unit: list[tuple[str, int, str]] = []
         self.anchor: Node | None = None  # the sizes of the node in hand are computed before it
 
     def run(self) -> int:
@@ -106,6 +108,8 @@ class _Narrowing:
                 self.anchor = node
                 a = arguments(node)
                 edits += _set_arguments(node, a, resizer(resize, node, a))
+        for branches in tags.get(self.gm, tags.SeparateHeads).found:
+            edits += self._leave_out(branches)
         return edits + self._spread_left()
 
     def _concerns(self, node: Node, resize: Resize) -> bool:
@@ -140,6 +144,38 @@ class _Narrowing:
         self.born[value] = node.name
         node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in taken)
         return len(taken)
+
+    # -- branches ---------------------------------------------------------------------------------
+
+    def _leave_out(self, branches: tags.Branches) -> int:
+        """As many branches as heads are kept stay, and run on the weights of the kept ones."""
+        nodes = {node.name: node for node in self.gm.graph.nodes}
+        join, graph = nodes[branches.join], self.gm.graph
+        heads = self.axes.counting(branches)
+        if not any(axis in self.kept for axis in heads):
+            return 0
+        dim = heads[0] if len(heads) == 1 else Product(heads)
+        count, index = dim.narrowed_size(self.kept), self._index(dim)
+        for names in branches.weights:
+            own = [nodes[name] for name in names]
+            users = [list(node.users) for node in own]
+            with graph.inserting_after(self.last_birth):
+                stacked = graph.call_function(aten.stack.default, (own, 0))
+            with graph.inserting_after(stacked):
+                taken = graph.call_function(take, (stacked, 0, index))
+            self.last_birth = taken
+            for i in range(count):
+                with graph.inserting_after(self.last_birth):
+                    self.last_birth = graph.call_function(aten.select.int, (taken, 0, i))
+                for user in users[i]:
+                    user.replace_input_with(own[i], self.last_birth)
+            self.of_one_unit += [(self.weights[n], i, index.name) for i, n in enumerate(names) if n in self.weights]
+        parts: Any = join.args[0]
+        join.args = (parts[:count], *join.args[1:])
+        for branch in branches.nodes[count:]:
+            for name in reversed(branch):
+                graph.erase_node(nodes[name])
+        return len(branches.nodes) - count
 
     def _spread_left(self) -> int:
         """What the layer leaves beside its result has all units again: those that do not run are zeros."""

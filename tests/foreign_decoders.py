@@ -121,6 +121,40 @@ class EinsumBlock(nn.Module):
         return x + torch.einsum("btn,nd->btd", F.gelu(normed @ self.w_in + self.b_in), self.w_out)
 
 
+class OneHead(nn.Module):
+    """A head as lectures write it, with matrices and a mask of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(HIDDEN, HEAD_DIM, bias=False) for _ in range(3))
+        self.register_buffer("past", torch.tril(torch.ones(LENGTH, LENGTH)))
+        self.dropout = nn.Dropout(0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, length, _ = x.shape
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) * HEAD_DIM**-0.5
+        scores = scores.masked_fill(self.past[:length, :length] == 0, float("-inf"))
+        return self.dropout(scores.softmax(dim=-1)) @ self.value(x)
+
+
+class HeadsInAList(nn.Module):
+    """One after the other, and then side by side, or `stacked` in a dimension of their own."""
+
+    def __init__(self, stacked: bool = False, head: type[nn.Module] = OneHead) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(head() for _ in range(HEADS))
+        self.out = nn.Linear(HIDDEN, HIDDEN)
+        self.stacked = stacked
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        each = [head(x) for head in self.heads]
+        return self.out(torch.stack(each, 2).flatten(2) if self.stacked else torch.cat(each, -1))
+
+
+def heads_in_lists(stacked: bool) -> InList:
+    return InList(*(PreNorm(HeadsInAList(stacked)) for _ in range(3)))
+
+
 # -- where layers are kept -----------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -177,6 +178,8 @@ def in_a_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["README.md", *PAGES])
 def test_the_code_of_a_page(name, in_a_folder, monkeypatch, request):
     monkeypatch.setattr(compilation, "BACKEND", "eager")
+    if name == "docs/how-to/speed.md" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        pytest.skip("torch has no linear_cross_entropy, which the page shows")
     if name != "docs/how-to/speed.md":  # elsewhere compiling is not the point
         monkeypatch.setitem(estfx.transform.__kwdefaults__, "compile", False)
     module = ModuleType("page")

@@ -19,6 +19,7 @@ from foreign_decoders import (
     ScaledBetween,
     Universal,
     all_in_sequence,
+    heads_in_lists,
     one_block_four_times,
     tied_between_layers,
 )
@@ -35,6 +36,8 @@ HALF = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5, layers=0.5), Stag
 MODELS: dict[str, tuple[Callable[[], nn.Module], str | None, list[str]]] = {  # how to build, layers=, their names
     "nanogpt_flash": (lambda: NanoGpt(flash=True), None, [f"transformer.h.{i}" for i in range(3)]),
     "nanogpt_mask": (lambda: NanoGpt(flash=False), None, [f"transformer.h.{i}" for i in range(3)]),
+    "heads_in_a_list": (lambda: heads_in_lists(False), None, [f"layers.{i}" for i in range(3)]),
+    "heads_stacked": (lambda: heads_in_lists(True), None, [f"layers.{i}" for i in range(3)]),
     "einsum": (lambda: InList(EinsumBlock(), EinsumBlock(), EinsumBlock()), None, [f"layers.{i}" for i in range(3)]),
     "dict": (InDict, None, [f"blocks.layer_{i}" for i in range(3)]),
     "attributes": (AsAttributes, None, [f"block{i}" for i in range(6)]),

@@ -72,6 +72,8 @@ class Walk:
         self.carriers: set[Node] = set()  # of numbers from the stream; what only depends on positions is none
         self.mixing: list[tuple[Node, Ref | None, Dims]] = []
         self.whole = whole_weights(gm, interface, _is_followed)
+        heads = gm.meta.get(tags.SeparateHeads.__qualname__, tags.SeparateHeads())
+        self.branches = {each.join: len(each.nodes) for each in heads.found}  # by what puts them side by side
 
     # -- for rules --------------------------------------------------------------------------------
 

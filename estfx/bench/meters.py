@@ -52,7 +52,7 @@ def memory_of(work: Callable[[], object], device: torch.device) -> Memory | None
         return Memory(torch.cuda.max_memory_allocated(device) - before, left)
     if device.type != "cpu":
         return None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
         result = work()
     assert watched.profiler is not None
     assert watched.profiler.kineto_results is not None

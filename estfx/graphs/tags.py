@@ -12,6 +12,7 @@ from estfx.graphs.dimensions import Axis, Dim
 
 __all__ = [
     "Axes",
+    "Branches",
     "Closing",
     "Core",
     "Gather",
@@ -21,6 +22,7 @@ __all__ = [
     "Residuals",
     "Role",
     "Roles",
+    "SeparateHeads",
     "fraction_of",
     "get",
     "put",
@@ -72,6 +74,20 @@ class Closing:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """Branches that compute the same of the same values, each with weights of its own, and are put side by side."""
+
+    join: str  # what puts them side by side
+    nodes: tuple[tuple[str, ...], ...]  # of each branch, in the order of the graph
+    weights: tuple[tuple[str, ...], ...]  # for each weight or constant, those of all branches
+
+
+@dataclass(frozen=True)
+class SeparateHeads:
+    found: tuple[Branches, ...] = ()
+
+
+@dataclass(frozen=True)
 class Core:
     """An attention core: the axes that it runs over in parallel, major to minor, and those of the values."""
 
@@ -91,6 +107,12 @@ class Axes:
     coupled: Mapping[Axis, tuple[str, ...]]  # axes over which a statistic is taken, and where
     mixing: frozenset[str] = frozenset()  # operators that bring positions of the sequence together
     born: frozenset[str] = frozenset()  # weights that are computed whole, of which the kept units are taken
+
+    def counting(self, branches: Branches) -> tuple[Axis, ...]:
+        """The axes that count branches: of what puts them side by side, and of none of them."""
+        inside = {axis for name in branches.nodes[0] for dim in self.dims.get(name, ()) for axis in dim.axes()}
+        found = dict.fromkeys(axis for dim in self.dims[branches.join] for axis in dim.axes())
+        return tuple(axis for axis in found if axis not in inside)
 
     def obstacle(self, axis: Axis, inner: bool = False) -> str:
         """Why an axis may not be made smaller, in words, or an empty string.
@@ -150,6 +172,7 @@ class Indices:
     gathers: tuple[Gather, ...] = ()
     kept: Mapping[Axis, int] = field(default_factory=dict)
     weights: tuple[tuple[str, int, str], ...] = ()  # (path, dimension, index placeholder) of each narrowed weight
+    of_one_unit: tuple[tuple[str, int, str], ...] = ()  # (path, unit, index) of weights that a unit has alone
 
 
 def put(gm: GraphModule, tag: object) -> None:

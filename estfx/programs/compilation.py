@@ -47,7 +47,7 @@ class Compiler:
             if self.mode is not None:
                 options |= torch._inductor.list_mode_options(self.mode)  # a mode and options cannot both be given
             own = options.get(AFTER_JOINT) or []
-            options[AFTER_JOINT] = [*(own if isinstance(own, (list, tuple)) else [own]), RecomputeGathers()]
+            options[AFTER_JOINT] = RecomputeGathers(own if isinstance(own, (list, tuple)) else [own])
         return {"backend": BACKEND, "options": options or None}
 
     def program(self, graph: GraphModule) -> Compiled:

@@ -47,15 +47,19 @@ def differing_factor(
         narrowed = run_passes(clone(variant.traced.graph), specialisation(kept))
     graphs = [promoted(clone(graph)) for graph in (variant.traced.graph, narrowed)]
     held = _computed_weights(graphs[0], axes, [*inputs, *weights])
+    first_of = _first_branches(variant.traced.graph, axes, units)
     for graph in graphs:
         _hold(graph, held)
-        for node in graph.graph.nodes:
-            if node.op == "get_attr" and isinstance(value := getattr(graph, str(node.target), None), torch.Tensor):
-                alike = _alike(value, axes.dims.get(node.name, ()), units)
+        constants = {n.name: n for n in graph.graph.nodes if n.op == "get_attr"}
+        values = {name: getattr(graph, str(node.target), None) for name, node in constants.items()}
+        for name, node in constants.items():
+            if isinstance(value := values[first_of.get(name, name)], torch.Tensor):
+                alike = _alike(value, axes.dims.get(name, ()), units)
                 graph.register_buffer(str(node.target), alike, persistent=False)
     interface = tags.get(graphs[0], tags.Interface)
     names = [interface.stream, *interface.sides, *(name for name, _ in interface.weights)]
-    given = [_alike(x, axes.dims[n], units) for x, n in zip([*inputs, *weights], names, strict=True)]
+    by_name = dict(zip(names, [*inputs, *weights], strict=True))
+    given = [_alike(by_name[first_of.get(name, name)], axes.dims[name], units) for name in names]
     first = {axis: np.arange(count) for axis, count in kept.items()}
     indices = [
         torch.from_numpy(gather.dim.flat_index(first)).to(given[0].device)
@@ -69,6 +73,13 @@ def differing_factor(
         float((w - g).abs().max() / w.abs().max().clamp(min=scale))
         for w, g, scale in zip(want, got, least, strict=True)
     )
+
+
+def _first_branches(graph: GraphModule, axes: tags.Axes, units: Collection[Axis]) -> dict[str, str]:
+    """Of weights that each of several branches has alone, if these are units, those of the first branch."""
+    found = graph.meta.get(tags.SeparateHeads.__qualname__, tags.SeparateHeads()).found
+    alike = [each for each in found if any(axis in units for axis in axes.counting(each))]
+    return {name: names[0] for each in alike for names in each.weights for name in names}
 
 
 def halved(axes: Collection[Axis]) -> dict[Axis, int]:

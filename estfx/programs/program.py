@@ -48,15 +48,19 @@ def in_clean_thread(function: Callable[..., T], *args: Any) -> T:
 
 
 def numbers_at_work(graph: GraphModule) -> dict[str, int]:
-    """How many numbers of each weight a graph reads, by the weight's path in the layer."""
+    """How many numbers of each weight a graph reads, by the weight's path in the layer.
+
+    Of weights that a unit has alone, such as those of heads in modules of their own, as if the first units were kept.
+    """
     indices = graph.meta.get(tags.Indices.__qualname__, tags.Indices())
     lengths = {g.placeholder: g.dim.narrowed_size(indices.kept) for g in indices.gathers}
     narrowed: dict[str, dict[int, int]] = {}
     for path, dim, placeholder in indices.weights:
         narrowed.setdefault(path, {})[dim] = lengths[placeholder]
+    alone = {path: number < lengths[placeholder] for path, number, placeholder in indices.of_one_unit}
     shapes = {n.name: n.meta["val"].shape for n in graph.graph.nodes if n.op == "placeholder"}
     return {
-        path: prod(narrowed.get(path, {}).get(dim, size) for dim, size in enumerate(shapes[name]))
+        path: prod(narrowed.get(path, {}).get(dim, size) for dim, size in enumerate(shapes[name])) * alone.get(path, 1)
         for name, path in tags.get(graph, tags.Interface).weights
     }
 

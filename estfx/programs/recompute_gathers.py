@@ -6,6 +6,7 @@ keeps whatever a matrix product reads in both passes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +34,17 @@ CHEAP = {  # what may stand between a weight and the product that reads it
 
 
 class RecomputeGathers(CustomGraphPass):
-    """Marks, in a graph of both passes, gathers from its inputs by its inputs, and what is made of them alone."""
+    """Marks, in a graph of both passes, gathers from its inputs by its inputs, and what is made of them alone.
+
+    `others` run before it: torch 2.11 takes one pass, and no list.
+    """
+
+    def __init__(self, others: Sequence[Callable[[Graph], None]] = ()) -> None:
+        self.others = tuple(others)
 
     def __call__(self, graph: Graph) -> None:
+        for other in self.others:
+            other(graph)
         weights = {n for n in graph.nodes if n.op == "placeholder" and not n.name.startswith("tangents")}
         marked: set[Node] = set()
         for node in graph.nodes:
@@ -46,4 +55,6 @@ class RecomputeGathers(CustomGraphPass):
                 marked.add(node)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
+        """By which torch knows compiled graphs again; None, if another pass has none: then none is looked up."""
+        others = [other.uuid() if isinstance(other, CustomGraphPass) else None for other in self.others]
+        return None if None in others else (get_hash_for_files((__file__,)), *others)

@@ -44,6 +44,9 @@ def narrowed_parameters(
         kept: dict[str, dict[int, set[int]]] = {path: {} for path in program.weights}
         for path, dim, placeholder in tags.get(program.graph, tags.Indices).weights:
             kept[path][dim] = set(by_input[placeholder][0].tolist())
+        for path, unit, placeholder in tags.get(program.graph, tags.Indices).of_one_unit:
+            runs = unit in by_input[placeholder][0]
+            kept[path][0] = set(range(len(resolve(module, path)) if runs else 0))
         for path, dims in kept.items():
             name = owners.get(id(resolve(module, path)))
             if name is not None:  # else it is a buffer, or has a use outside of the layers

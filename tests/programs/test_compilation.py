@@ -178,10 +178,28 @@ def test_options_reach_the_compiler() -> None:
     options = {"max_autotune": False, "epilogue_fusion": False}
     model = estfx.transform(build("gpt2", n_layer=1), STAGES, options=options, compile_outside=False)
     given = model._runtime.compiler.given["options"]
-    (own,) = given.pop("joint_custom_post_pass")
-    assert isinstance(own, RecomputeGathers)
+    assert isinstance(given.pop("joint_custom_post_pass"), RecomputeGathers)
     assert given == {"max_autotune": False, "epilogue_fusion": False}
     trained(model, 0, tokens())
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_pass_of_ones_own_runs_first(several: bool) -> None:
+    seen: list[int] = []
+
+    def own(graph: torch.fx.Graph) -> None:
+        seen.append(sum(n.meta.get("recompute") is not None for n in graph.nodes))
+
+    passes = {"joint_custom_post_pass": [own] if several else own}
+    model = estfx.transform(build("gpt2", n_layer=1), STAGES, options=passes, compile_outside=False)
+    given = model._runtime.compiler.given["options"]["joint_custom_post_pass"]
+    assert given.uuid() is None  # a function may do anything: what it gave is not looked up
+    graph = torch.fx.Graph()
+    weight, index = graph.placeholder("w"), graph.placeholder("i")
+    graph.call_function(torch.ops.aten.index_select.default, (weight, 0, index))
+    given(graph)
+    assert seen == [0]
+    assert sum(n.meta.get("recompute") is not None for n in graph.nodes) == 1
 
 
 def test_a_mode_reaches_the_compiler() -> None:

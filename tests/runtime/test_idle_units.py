@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_decoders import InList
-from hand_written import VOCABULARY, PreNorm
+from foreign_decoders import InList, heads_in_lists
+from hand_written import HEADS, VOCABULARY, PreNorm
 from tiny_decoders import DECODERS, build, depth, tokens
 
 import estfx
@@ -166,3 +166,21 @@ def test_an_optimizer_of_other_weights_and_a_restored_model_are_not_touched() ->
     assert not any(
         torch.equal(parameter, before[name]) for name, parameter in twin.named_parameters() if "weight" in name
     )
+
+
+def test_heads_in_modules_of_their_own_are_left_alone_whole() -> None:
+    ids = tokens(batch=2) % VOCABULARY
+    model: Any = estfx.transform(heads_in_lists(False), GROWING, example_inputs=(ids,), compile=False, verify=False)
+    own = OPTIMIZERS["adamw"](model.parameters())
+    before = snapshot(model)
+    model.set_step(4)
+    model(ids).square().mean().backward()
+    own.step()
+    listed = model.subnetwork.parameters()
+    for layer, units in model.subnetwork.units.items():
+        kept = set(units["heads"].tolist())
+        assert 0 < len(kept) < HEADS
+        for i in range(HEADS):
+            name = f"{layer}.attention.heads.{i}.query.weight"
+            assert torch.equal(model.get_parameter(name), before[name]) == (i not in kept)
+            assert (name in listed) == (i not in kept)

@@ -184,7 +184,12 @@ def cat(walk: Walk, node: Node, a: Arguments) -> Dims:
         for i, (x, y) in enumerate(zip(dims, walk.of(other), strict=True)):
             if i != at:
                 walk.unify(node, x, y)
-    dims[at] = walk.algebra.sum(walk.of(part)[at] for part in parts)
+    if node.name in walk.branches:  # of separate heads, which are units of one axis
+        for other in parts[1:]:
+            walk.unify(node, dims[at], walk.of(other)[at])
+        dims[at] = walk.algebra.product((walk.fresh(len(parts)), dims[at]))
+    else:
+        dims[at] = walk.algebra.sum(walk.of(part)[at] for part in parts)
     return tuple(dims)
 
 

@@ -200,14 +200,15 @@ def resize_repeat_interleave(resize: Resize, node: Node, a: Arguments) -> dict[s
 
 @rule(aten.stack.default)
 def stack(walk: Walk, node: Node, a: Arguments) -> Dims:
-    """Dimensions of the parts unify; the new one counts the parts and stays whole."""
+    """Dimensions of the parts unify; the new one counts the parts and stays whole, unless they are separate heads."""
     first, *others = a["tensors"]
     for other in others:
         for x, y in zip(walk.of(first), walk.of(other), strict=True):
             walk.unify(node, x, y)
     dims = list(walk.of(first))
     count = walk.fresh(len(a["tensors"]))
-    walk.pin("it counts stacked tensors", count)
+    if node.name not in walk.branches:
+        walk.pin("it counts stacked tensors", count)
     dims.insert(a["dim"] % (len(dims) + 1), count)
     return tuple(dims)
 
