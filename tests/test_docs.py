@@ -175,6 +175,7 @@ def in_a_folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.sweep("name", days=2)
 @pytest.mark.parametrize("name", ["README.md", *PAGES])
 def test_the_code_of_a_page(name, in_a_folder, monkeypatch, request):
     monkeypatch.setattr(compilation, "BACKEND", "eager")

@@ -172,6 +172,7 @@ def test_an_import_loads_no_more_than_it_needs(code: str, heavy: tuple[str, ...]
     assert loaded.isdisjoint(heavy)
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_an_import_is_light_beside_that_of_torch() -> None:
     """In one run, in turn: the least of three, which another process on the machine disturbs least."""
     commands = {

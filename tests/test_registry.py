@@ -21,7 +21,7 @@ from representative import representative  # noqa: E402
 SWEEP = json.loads((BENCHMARKS / "results" / "architectures.json").read_text())
 ROWS = {row["type"]: row for row in SWEEP["rows"]}
 QUARTER = representative(list(ROWS.values()))
-GROUPS = 14  # each one process, which imports what takes long once; one a day
+GROUPS = 28  # each one process, which imports what takes long once; one a day
 
 
 def test_the_quarter_has_every_operator_that_a_rule_is_for_and_a_type_has():
@@ -30,7 +30,7 @@ def test_the_quarter_has_every_operator_that_a_rule_is_for_and_a_type_has():
     assert len(ROWS) / 4 <= len(QUARTER) <= len(ROWS) / 3
 
 
-@pytest.mark.sweep("group")
+@pytest.mark.sweep("group", days=GROUPS)
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_types_are_as_the_sweep_found_them(group, tmp_path):
     here, there = environment()["packages"], SWEEP["environment"]["packages"]

@@ -47,6 +47,7 @@ def loss(arm: Any, number: int = 0) -> torch.Tensor:
     return value
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_figures_fit_together() -> None:
     result = bench(BenchSettings.from_mapping(TINY))
     by_name = {arm.name: arm for arm in result.arms}
@@ -79,6 +80,7 @@ def test_all_arms_share_the_parameters() -> None:
         assert {parameter.data_ptr() for parameter in arm.model.parameters()} == own
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_the_originals_compute_the_same_and_so_does_a_stage_that_keeps_everything() -> None:
     arms = arms_of(build("gpt2").train(), "eager", "compiled_layers", "checkpointed", "stage_3")
     losses = {name: loss(arm) for name, arm in arms.items()}

@@ -54,6 +54,7 @@ def test_help_names_the_commands():
         assert command in result.stdout
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_the_module_runs_as_the_script_does():
     done = subprocess.run(
         [sys.executable, "-m", "estfx", "inspect", "gpt-2"], capture_output=True, text=True, check=False

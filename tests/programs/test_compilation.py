@@ -174,6 +174,7 @@ def test_what_torch_compile_does_not_take_is_refused(options: dict[str, Any], sa
         estfx.transform(build("gpt2"), STAGES, **options)
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_options_reach_the_compiler() -> None:
     options = {"max_autotune": False, "epilogue_fusion": False}
     model = estfx.transform(build("gpt2", n_layer=1), STAGES, options=options, compile_outside=False)
@@ -234,6 +235,7 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass() -> None:
     assert one - (two - one) < 100  # bytes that do not
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_compiled_programs_are_saved_and_loaded(tmp_path: Path) -> None:
     with pytest.raises(estfx.EstfxError, match="cannot be read"):
         estfx.load_compiled(tmp_path / "none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hand_written import HIDDEN, Chain
+from hand_written import HEAD_DIM, HEADS, HIDDEN, NEURONS, Attention, Chain, PreNorm
 from tiny_decoders import DECODERS, build
 from torch import nn
 from torch.nn import functional as F
@@ -104,3 +104,24 @@ def test_a_factor_that_is_wrong_in_the_gradient_alone_is_found() -> None:
     for layer in model.report.layers:  # type: ignore[union-attr]
         assert not layer.axes  # type: ignore[union-attr]
         assert any("neurons (14) stay whole: with all of them alike" in note for note in layer.notes)  # type: ignore[union-attr]
+
+
+class Sloped(Attention):
+    """ALiBi whose slopes are written down in the code: a constant of the graph, one number for each head."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        batch, length, hidden = x_BTD.shape
+        slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.03125])
+        past = torch.arange(length) - torch.arange(length)[:, None]
+        q, k, v = (y.view(batch, length, HEADS, HEAD_DIM).transpose(1, 2) for y in self.qkv(x_BTD).split(hidden, dim=2))
+        scores = q @ k.mT / HEAD_DIM**0.5 + slopes[:, None, None] * past
+        weights = scores.masked_fill(past > 0, float("-inf")).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(batch, length, hidden))
+
+
+def test_constants_of_heads_are_made_alike_too() -> None:
+    model = Chain(PreNorm(Sloped()), PreNorm(Sloped()))
+    estfx.transform(model, estfx.Schedule.est(30), example_inputs=(torch.randn(2, 5, HIDDEN),), compile=False)
+    for layer in model.report.layers:  # type: ignore[union-attr]
+        assert {axis.role: axis.size for axis in layer.axes} == {"heads": HEADS, "neurons": NEURONS}  # type: ignore[union-attr]
+        assert layer.notes == []  # type: ignore[union-attr]

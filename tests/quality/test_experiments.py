@@ -48,6 +48,7 @@ def spent(plans, arm):
     return sum(stage.steps * stage.flops_model for stage in plan.stages)
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_arms_at_equal_flops_spend_the_same(plans):
     whole = spent(plans, "dense") / 100
     assert spent(plans, "est") < 80 * whole

@@ -223,17 +223,18 @@ def wait_for_steps(folder: Path, number: int, process: subprocess.Popen[str]) ->
         time.sleep(0.02)
 
 
+@pytest.mark.sweep(day=1, days=2)
 @pytest.mark.sweep(day=0, days=2)
 def test_signals(tmp_path: Path) -> None:
     """Killed, told to terminate, and run to the end."""
-    long = "train.total_steps=150"
+    long = "train.total_steps=90"
     folder = tmp_path / "run"
     killed = started(folder, long)
-    wait_for_steps(folder, 20, killed)
+    wait_for_steps(folder, 10, killed)
     killed.kill()
     killed.communicate()
     terminated = started(folder, resume=True)
-    wait_for_steps(folder, 60, terminated)
+    wait_for_steps(folder, 30, terminated)
     terminated.send_signal(signal.SIGTERM)
     _, said = terminated.communicate()
     assert terminated.returncode == 3, said
