@@ -79,6 +79,7 @@ OF_ALL_COMMANDS = """`MODEL` is one of three: a causal language model type of tr
 | 1 | the work failed |
 | 2 | the input is wrong |
 | 3 | told to terminate (SIGTERM), and stopped with a checkpoint |
+| 130 | interrupted (Ctrl-C); a run has stopped with a checkpoint |
 """
 
 

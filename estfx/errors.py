@@ -6,6 +6,8 @@ __all__ = ["EstfxError", "ScheduleError", "TraceError", "UnsupportedModelError",
 class EstfxError(Exception):
     """Anything that estfx refuses to do; the message says what was asked, what exists and what to do."""
 
+    exit_status = 2  # of a command that ends with it
+
 
 class ScheduleError(EstfxError, ValueError):
     """A schedule, a stage or a step that cannot be."""
@@ -21,3 +23,5 @@ class UnsupportedModelError(EstfxError):
 
 class VerifyError(EstfxError):
     """A graph broke one of estfx's own rules: a fault of estfx, never of the user."""
+
+    exit_status = 1

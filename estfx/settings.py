@@ -58,8 +58,13 @@ class Settings(BaseModel):
             text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise cls.error(f"{path}: there is no such file.") from None
+        except IsADirectoryError:
+            inside = Path(path) / "config.yaml"
+            hint = f"; {inside} lies in it" if inside.exists() else ""
+            raise cls.error(f"{path}: this is a folder, and a YAML file is wanted{hint}.") from None
         except (OSError, UnicodeDecodeError) as fault:
-            raise cls.error(f"{path}: cannot be read: {fault}") from None
+            why = fault.strerror if isinstance(fault, OSError) else "it is no text in UTF-8"
+            raise cls.error(f"{path}: cannot be read: {why}.") from None
         try:
             data = parse_yaml(text)
         except yaml.YAMLError as fault:

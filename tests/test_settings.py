@@ -69,7 +69,10 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match=r"this is a folder, and a YAML file is wanted\.$"):
+        Outer.from_yaml(tmp_path)
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(SettingsError, match=r"a YAML file is wanted; .*config\.yaml lies in it\.$"):
         Outer.from_yaml(tmp_path)
 
 

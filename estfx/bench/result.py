@@ -13,6 +13,8 @@ __all__ = ["ArmResult", "BenchFailedError", "BenchResult", "Spread"]
 class BenchFailedError(EstfxError):
     """A measurement that came to nothing."""
 
+    exit_status = 1
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,5 +1,5 @@
 """The command line. Exit status 0: done, 1: the work failed, 2: bad input, told in one message without a traceback;
-3: a training run was told to terminate, and can be resumed.
+3: a training run was told to terminate, and can be resumed; 130: interrupted by Ctrl-C.
 """
 
 import traceback as tracebacks
@@ -14,7 +14,7 @@ from estfx.cli.commands.inspect import inspect
 from estfx.cli.commands.plan import plan
 from estfx.cli.commands.report import report
 from estfx.cli.commands.train import train
-from estfx.errors import EstfxError, VerifyError
+from estfx.errors import EstfxError
 
 # what only one command needs is imported in it: transformers takes seconds, and --help should not
 
@@ -32,7 +32,10 @@ class _TellsFaults(TyperGroup):
                 typer.echo("".join(tracebacks.format_exception(error)), err=True)
             for line in (f"error: {error}", *getattr(error, "__notes__", ())):
                 typer.echo(line, err=True)
-            raise typer.Exit(_status(error)) from None
+            raise typer.Exit(error.exit_status) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted.", err=True)
+            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -72,14 +75,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _status(error: EstfxError) -> int:
-    if isinstance(error, VerifyError):
-        return 1
-    from estfx.bench import BenchFailedError
-    from estfx.training import StoppedError, TrainingFailedError
-
-    if isinstance(error, StoppedError):
-        return 3
-    return 1 if isinstance(error, TrainingFailedError | BenchFailedError) else 2

@@ -88,6 +88,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _read_run(path: Path, label: str) -> Run:
+    if path.is_file():
+        raise SettingsError(f"{path} is a file; name the folder of a run, as `estfx train` wrote it.")
     if not path.is_dir():
         raise SettingsError(f"{path}: there is no such folder; name the folder of a run, as `estfx train` wrote it.")
     if not any((path / name).exists() for name in (METRICS, CONFIG)):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from estfx.training.model_spec import model_types as model_types
     from estfx.training.model_spec import parse_options as parse_options
     from estfx.training.quiet import quiet_transformers as quiet_transformers
+    from estfx.training.run_folder import default_folder as default_folder
     from estfx.training.run_folder import environment as environment
     from estfx.training.step_records import LEFT_OUT as LEFT_OUT
     from estfx.training.text_data import Tokens as Tokens
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from estfx.training.train_recorder import TrainingFailedError as TrainingFailedError
     from estfx.training.train_summary import print_summary as print_summary
     from estfx.training.training_run import StoppedError as StoppedError
-    from estfx.training.training_run import default_folder as default_folder
     from estfx.training.training_run import train as train
 
 _MODULES = {
@@ -50,7 +50,7 @@ _MODULES = {
     "TrainSettings": "estfx.training.train_config",
     "TrainingFailedError": "estfx.training.train_recorder",
     "build_model": "estfx.training.model_spec",
-    "default_folder": "estfx.training.training_run",
+    "default_folder": "estfx.training.run_folder",
     "documents": "estfx.training.document_sources",
     "environment": "estfx.training.run_folder",
     "held_out_of": "estfx.training.text_data",

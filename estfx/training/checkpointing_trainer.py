@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -134,33 +135,45 @@ class CheckpointingTrainer(Trainer):
 
 
 class StopsOnSignal(TrainerCallback):
-    """On SIGTERM, the step in hand is finished, a checkpoint is written, and the training stops."""
+    """On SIGTERM or Ctrl-C, the step in hand is finished, a checkpoint is written, and the training stops.
+
+    A second Ctrl-C stops at once. `say` tells the user.
+    """
 
     EVERY = 10  # steps, at which several processes ask each other
 
-    def __init__(self) -> None:
-        self.stopped = False
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.stopped = self.interrupted = False
+        self._say = say
         self._received = False
-        self._before: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
-            self._before = signal.signal(signal.SIGTERM, self._receive)
+    @property
+    def told(self) -> str:
+        return "interrupted" if self.interrupted else "told to terminate"
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the block, both signals are taken; before and after, they do what they did."""
+        if threading.current_thread() is not threading.main_thread():  # Python hands signals to no other
+            yield
+            return
+        before = {each: signal.signal(each, self._receive) for each in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._asked(state.global_step, args.device) and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
-
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._received:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            self._say("interrupted: the step in hand is finished and a checkpoint written; Ctrl-C again stops at once")
         self._received = True
 
     def _asked(self, step: int, device: torch.device) -> bool:

@@ -99,7 +99,13 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
 
 def _unknown(spec: str) -> str:
     if os.sep in spec or spec.startswith("."):
-        return f"there is no folder {spec!r}."
+        like_a_hub = spec.count("/") == 1 and not spec.startswith(".")
+        hub = (
+            " Nothing is loaded from a hub: give the folder of a download, or a type such as gpt2."
+            if like_a_hub
+            else ""
+        )
+        return f"there is no folder {spec!r}.{hub}"
     return (
         f"unknown model {spec!r}; {nearest(spec, model_types())} "
         "A model is a causal language model type of transformers, a folder with a config.json, or path.py:factory."
@@ -137,7 +143,11 @@ def _folder_config(folder: Path, options: dict[str, Any]) -> PreTrainedConfig:
         raise SettingsError(f"{folder} holds no config.json.") from None
     except (OSError, ValueError) as error:
         raise SettingsError(f"{folder / 'config.json'} cannot be read: {_one_line(error)}") from None
-    model_type = stored.get("model_type") if isinstance(stored, dict) else None
+    if not isinstance(stored, dict) or "model_type" not in stored:
+        raise SettingsError(
+            f"{folder / 'config.json'} has no model_type, which says what model it is: gpt2, llama, … Add it."
+        )
+    model_type = stored["model_type"]
     if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise SettingsError(
             f"{folder / 'config.json'} has the model_type {model_type!r}; {nearest(str(model_type), model_types())}"

@@ -3,18 +3,19 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import torch
 
 from estfx.settings import Settings, SettingsError, parse_json
 
-__all__ = ["RunFolder", "environment"]
+__all__ = ["RunFolder", "default_folder", "environment"]
 
 _PACKAGES = ("estfx", "torch", "transformers", "accelerate", "numpy")
 
@@ -22,28 +23,47 @@ _PACKAGES = ("estfx", "torch", "transformers", "accelerate", "numpy")
 class RunFolder:
     """A new folder, written to as the run goes; each line of metrics is on disk when it is written.
 
-    With `resume` it is one that holds a run. With `writes=False`, as on all ranks but the first, nothing is written.
+    Until `begin` nothing is written, and if the run ends before its first step, nothing is left. With `resume` it is a
+    folder that holds a run. With `writes=False`, as on all ranks but the first, nothing is written.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
+        self._resume = resume
+        self._metrics: TextIO | None = None
+        self._made: list[Path] = []  # files and folders that were not there before
+        if self.path.exists() and not self.path.is_dir():
+            raise SettingsError(f"{self.path} is a file; choose another --out.")
         if resume and not self.config.exists():
             raise SettingsError(f"{self.path} holds no run to be resumed: there is no {self.config.name} in it.")
-        if not writes:
+        if writes and not resume and self._lines.exists():
+            raise SettingsError(self._holds_a_run())
+        nearest = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
+        if writes and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            why = "may not be written to" if nearest.is_dir() else "is a file"
+            raise SettingsError(f"cannot write to the folder {self.path}: {nearest} {why}; choose another --out.")
+
+    def begin(self) -> None:
+        """Makes the folder. Raises SettingsError if that cannot be, or if it holds a run by now."""
+        if not self.writes:
             return
+        missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # exclusive: two runs in one folder would mix their metrics
-            self._metrics = self._lines.open("a" if resume else "x", encoding="utf-8")
+            self._metrics = self._lines.open("a" if self._resume else "x", encoding="utf-8")
         except FileExistsError:
-            raise SettingsError(
-                f"{self.path} is a file or already holds a run; choose another --out, or go on with it by --resume."
-            ) from None
+            raise SettingsError(self._holds_a_run()) from None
         except OSError as error:
             raise SettingsError(
                 f"cannot write to the folder {self.path}: {error.strerror}; choose another --out."
             ) from None
+        if not self._resume:
+            self._made = [self._lines, *missing]
+
+    def _holds_a_run(self) -> str:
+        return f"{self.path} holds a run; choose another --out, or go on with it by --resume."
 
     @property
     def config(self) -> Path:
@@ -76,6 +96,7 @@ class RunFolder:
             return
         kept = [line for line in self.metrics() if line["step"] < step + (line["kind"] == "eval" and step > 0)]
         text = "".join(json.dumps(line) + "\n" for line in kept)
+        assert self._metrics is not None
         self._metrics.close()
         self._replace(self._lines, text)
         self._metrics = self._lines.open("a", encoding="utf-8")
@@ -91,17 +112,19 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.writes:
+        if self._metrics is None:
             return
         self._metrics.close()
-        if self._lines.stat().st_size == 0:  # nothing was run, so the folder may be used again
-            self._lines.unlink()
         with suppress(OSError):  # there are some in it, or there is none
             self.checkpoints.rmdir()
+        if self._lines.stat().st_size == 0:  # nothing was run: all is as it was before
+            for made in self._made:
+                with suppress(OSError):  # somebody else has put something into the folder
+                    made.rmdir() if made.is_dir() else made.unlink()
 
     def write_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
-        if self.writes:
+        if self._metrics is not None:
             self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
 
@@ -127,9 +150,16 @@ class RunFolder:
     def _replace(self, path: Path, text: str) -> None:
         """Writes a file in one piece: a run that is killed leaves it whole, or as it was."""
         if self.writes:
+            if not path.exists() and not self._resume:
+                self._made.insert(0, path)
             aside = path.with_name(f"{path.name}.unfinished")
             aside.write_text(text, encoding="utf-8")
             aside.replace(path)
+
+
+def default_folder(model_name: str) -> Path:
+    """`runs/<model>-<time>`, below the current folder."""
+    return Path("runs") / f"{Path(model_name.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def environment() -> dict[str, Any]:

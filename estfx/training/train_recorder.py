@@ -21,6 +21,8 @@ __all__ = ["StepRecorder", "TrainingFailedError"]
 class TrainingFailedError(EstfxError):
     """The input was good, but the training did not go well."""
 
+    exit_status = 1
+
 
 class StepRecorder(TrainerCallback):
     """Must stand before `EvolvingCallback` in Trainer's list, so that the draw counts towards a step's seconds."""

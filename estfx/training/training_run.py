@@ -37,11 +37,15 @@ from estfx.training.train_recorder import StepRecorder
 from estfx.training.train_summary import stage_seconds
 from estfx.transformation import transform
 
-__all__ = ["StoppedError", "default_folder", "train"]
+__all__ = ["StoppedError", "train"]
 
 
 class StoppedError(EstfxError):
-    """The run was told to terminate, and can be resumed."""
+    """The run was told to terminate, by SIGTERM or by Ctrl-C, and can be resumed."""
+
+    def __init__(self, message: str, interrupted: bool = False) -> None:
+        super().__init__(message)
+        self.exit_status = 130 if interrupted else 3
 
 
 def train(
@@ -60,7 +64,7 @@ def train(
     Under torchrun every rank calls this, and the first one writes.
 
     Raises SettingsError for what cannot be run, CheckpointError for a checkpoint that is damaged, TrainingFailedError
-    if the loss is lost or a checkpoint cannot be written, StoppedError after SIGTERM.
+    if the loss is lost or a checkpoint cannot be written, StoppedError after SIGTERM or Ctrl-C.
     """
     begun = time.perf_counter()
     first = int(os.environ.get("RANK", "0")) == 0
@@ -68,8 +72,6 @@ def train(
         console = Console(quiet=True)
     with RunFolder(folder, resume=resume, writes=first) as run, quiet_transformers():
         config = _resumed(config, run, accept_changes) if resume else (config or RunConfig()).resolved()
-        run.write_config(config)
-        run.write_environment()
         arguments = _arguments(config, run)
         torch.manual_seed(config.train.seed)
         tokens = tokens_of(config.data.tokenizer)
@@ -79,6 +81,9 @@ def train(
         train_blocks = _blocks(corpus.train, config.data.seq_len, rows)
         held_out_blocks = Blocks(corpus.held_out, config.data.seq_len, config.data.held_out_blocks)
         schedule = config.schedule.build(config.train.total_steps)
+        run.begin()
+        run.write_config(config)
+        run.write_environment()
         with ProgressDisplay(console, config.train.total_steps) as display:
             compiles = _compiles(config, display)
             plan = plan_of(model, schedule, batch_size=rows, seq_len=config.data.seq_len)
@@ -99,7 +104,8 @@ def train(
                 rewarm_steps=config.train.rewarm_steps,
             )
             recorder = StepRecorder(run, display, plan, rows * config.data.seq_len)
-            stops = StopsOnSignal()
+            stops = StopsOnSignal(display.say)
+            resets = config.train.optimizer_state == "reset"
             trainer = CheckpointingTrainer(
                 model=model,
                 args=arguments,
@@ -108,11 +114,7 @@ def train(
                 callbacks=[
                     recorder,
                     stops,
-                    EvolvingCallback(
-                        plan,
-                        reset_optimizer=config.train.optimizer_state == "reset",
-                        accept_changes=accept_changes,
-                    ),
+                    EvolvingCallback(plan, reset_optimizer=resets, accept_changes=accept_changes),
                     *_trackers(config.train.report_to),  # after it, to be told its figures
                 ],
                 keep=config.train.keep_checkpoints,
@@ -128,12 +130,14 @@ def train(
                 )
             arguments.eval_on_start = checkpoint is None
             prepared = time.perf_counter()
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with stops.listening():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             trained = time.perf_counter()
             if stops.stopped:
                 raise StoppedError(
-                    f"told to terminate: stopped after {trainer.state.global_step} steps, with a checkpoint. "
-                    f"`estfx train --resume --out {folder}` goes on."
+                    f"{stops.told}: stopped after {trainer.state.global_step} steps, with a checkpoint. "
+                    f"`estfx train --resume --out {folder}` goes on.",
+                    stops.interrupted,
                 )
             if config.train.eval_every is None:  # else Trainer has done so
                 trainer.evaluate()
@@ -161,11 +165,6 @@ def train(
         }
         run.write_summary(summary)
     return summary
-
-
-def default_folder(model_name: str) -> Path:
-    """`runs/<model>-<time>`, below the current folder."""
-    return Path("runs") / f"{Path(model_name.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _resumed(config: RunConfig | None, run: RunFolder, accept_changes: bool) -> RunConfig:

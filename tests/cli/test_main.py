@@ -134,9 +134,41 @@ def test_train_refuses_a_folder_that_cannot_be_written(tmp_path):
     assert_refused(run("train", "--out", "/proc/nothing/here", *TRAIN), "cannot write to the folder")
 
 
+REFUSED = {
+    ("plan", "gpt2", "--target-saving", "25"): "a share between 0 and 1, such as 0.25; got 25; for 25 % pass 0.25.",
+    ("plan", "gpt2", "--target-saving", "0"): "a share between 0 and 1, such as 0.25; got 0.",
+    ("plan", "gpt2", "--plot", "plan.pdf"): "a plot is written as .png or .svg, not as '.pdf'.",
+    ("plan", "gpt2", "--plot", "none/plan.svg"): "--plot none/plan.svg: there is no folder none; make it",
+    ("plan", "gpt2", "--out", "folder"): "--out folder is a folder; name a file in it.",
+    ("plan", "gpt2", "--hardware", "h1000"): "unknown hardware 'h1000'; did you mean 'h100'",
+    ("train", "--model", "gtp2"): "unknown model 'gtp2'; did you mean 'gpt2'",
+    (
+        "train",
+        "--model",
+        "meta-llama/Llama-3",
+    ): "Nothing is loaded from a hub: give the folder of a download, or a type",
+    ("train", "folder"): "folder: this is a folder, and a YAML file is wanted",
+    ("train", "--out", "file"): "file is a file; choose another --out.",
+    ("train", "--set", "model.config.n_positions=8"): "the model takes 8 positions, but data.seq_len is",
+    ("inspect", "folder"): "config.json has no model_type, which says what model it is",
+    ("report", "file"): "file is a file; name the folder of a run",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED, ids=" ".join)
+def test_what_cannot_be_is_refused_before_anything_is_written(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    assert_refused(run(*command), REFUSED[command])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_train_refuses_a_folder_with_a_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}")
-    assert_refused(run("train", "--out", tmp_path, *TRAIN), "already holds a run")
+    assert_refused(run("train", "--out", tmp_path, *TRAIN), "holds a run; choose another --out, or go on with it")
 
 
 def test_inspect_shows_layers_and_axes():

@@ -223,22 +223,27 @@ def wait_for_steps(folder: Path, number: int, process: subprocess.Popen[str]) ->
         time.sleep(0.02)
 
 
-@pytest.mark.sweep(day=1, days=2)
-@pytest.mark.sweep(day=0, days=2)
-def test_signals(tmp_path: Path) -> None:
-    """Killed, told to terminate, and run to the end."""
+@pytest.mark.sweep("number", days=2)
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [(signal.SIGTERM, 3, "told to terminate"), (signal.SIGINT, 130, "interrupted")],
+    ids=["terminated", "interrupted"],
+)
+def test_signals(number: int, status: int, told: str, tmp_path: Path) -> None:
+    """Killed, stopped by a signal, and run to the end."""
     long = "train.total_steps=90"
     folder = tmp_path / "run"
     killed = started(folder, long)
     wait_for_steps(folder, 10, killed)
     killed.kill()
     killed.communicate()
-    terminated = started(folder, resume=True)
-    wait_for_steps(folder, 30, terminated)
-    terminated.send_signal(signal.SIGTERM)
-    _, said = terminated.communicate()
-    assert terminated.returncode == 3, said
-    assert "told to terminate: stopped after " in said
+    stopped = started(folder, resume=True)
+    wait_for_steps(folder, 30, stopped)
+    stopped.send_signal(number)
+    _, said = stopped.communicate()
+    assert stopped.returncode == status, said
+    assert f"{told}: stopped after " in said
+    assert f"estfx train --resume --out {folder}" in " ".join(said.split())
     run(folder, resume=True)
     train(RunConfig.load(None, [*TINY, long]), tmp_path / "whole", Console(quiet=True))
     assert_same(folder, tmp_path / "whole")

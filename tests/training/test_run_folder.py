@@ -9,6 +9,7 @@ from estfx.training.run_folder import RunFolder
 
 def test_a_run_is_written_down(tmp_path):
     with RunFolder(tmp_path / "a" / "run") as run:
+        run.begin()
         run.write_metrics({"kind": "step", "loss": 1.5})
         run.write_metrics({"kind": "eval"})
         assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 2  # on disk while the run goes on
@@ -21,6 +22,7 @@ def test_a_run_is_written_down(tmp_path):
 
 def test_going_back_leaves_out_what_will_be_done_again(tmp_path):
     with RunFolder(tmp_path / "run") as run:
+        run.begin()
         for step in range(5):
             run.write_metrics({"kind": "step", "step": step})
             run.write_metrics({"kind": "eval", "step": step + 1})  # after so many steps
@@ -33,23 +35,35 @@ def test_going_back_leaves_out_what_will_be_done_again(tmp_path):
 
 def test_a_second_run_may_not_mix_with_the_first(tmp_path):
     with RunFolder(tmp_path) as run:
+        run.begin()
         run.write_metrics({})
-    with pytest.raises(SettingsError, match="already holds a run"):
+    with pytest.raises(SettingsError, match="holds a run; choose another --out, or go on"):
         RunFolder(tmp_path)
 
 
-def test_a_run_that_wrote_nothing_leaves_the_folder_free(tmp_path):
-    with RunFolder(tmp_path):
-        pass
-    with RunFolder(tmp_path):
-        pass
+def test_a_run_that_did_no_step_leaves_nothing(tmp_path):
+    with RunFolder(tmp_path / "runs" / "first") as run:
+        assert not (tmp_path / "runs").exists()
+        run.begin()
+        run.write_environment()
+        assert sorted(path.name for path in run.path.iterdir()) == ["environment.json", "metrics.jsonl"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lay_in_the_folder_before_stays(tmp_path):
+    (tmp_path / "environment.json").write_text("of somebody")
+    (tmp_path / "notes").write_text("mine")
+    with RunFolder(tmp_path) as run:
+        run.begin()
+        run.write_summary({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["environment.json", "notes"]
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingsError, match="choose another --out"):
+    with pytest.raises(SettingsError, match="file is a file; choose another --out"):
         RunFolder(tmp_path / "file")
-    with pytest.raises(SettingsError, match="cannot write to the folder"):
+    with pytest.raises(SettingsError, match=r"cannot write to the folder .* is a file; choose another --out"):
         RunFolder(tmp_path / "file" / "below")
 
 

@@ -72,6 +72,7 @@ def plan(
 
     estfx plan llama --config num_hidden_layers=80 --config hidden_size=8192 --hardware h200 --num-devices 64
     """
+    _refuse(target_saving, hardware, plot, out)
     from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, run_settings
     from estfx.costs import plan as plan_of
     from estfx.costs import schedule_saving
@@ -132,3 +133,25 @@ def plan(
         print_plan(Console(), model, found, estimate)
     for path in filter(None, (plot, out)):
         typer.echo(f"written to {path}", err=True)
+
+
+def _refuse(target_saving: float | None, hardware: str | None, plot: Path | None, out: Path | None) -> None:
+    """Raises SettingsError for options that cannot be, before anything is imported that takes seconds."""
+    from estfx.settings import SettingsError
+
+    if target_saving is not None and not 0 < target_saving < 1:
+        percent = f"; for {target_saving:g} % pass {target_saving / 100:g}" if 1 < target_saving < 100 else ""
+        raise SettingsError(
+            f"--target-saving is a share between 0 and 1, such as 0.25; got {target_saving:g}{percent}."
+        )
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise SettingsError(f"a plot is written as .png or .svg, not as {plot.suffix or plot.name!r}.")
+    for option, path in (("--plot", plot), ("--out", out)):
+        if path is not None and path.is_dir():
+            raise SettingsError(f"{option} {path} is a folder; name a file in it.")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise SettingsError(f"{option} {path}: there is no folder {path.parent}; make it, or name another file.")
+    if hardware is not None:
+        from estfx.costs import peak_of  # which imports torch
+
+        peak_of(hardware)
