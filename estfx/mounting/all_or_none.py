@@ -96,8 +96,9 @@ def verified(model: nn.Module, found: Found, mounted: Callable[[], Runtime], exa
     if why := why_not_observed(model):
         found.whole.append(why)
         return mounted()
+    layers = list({id(info.call.module): info.call.module for info in found.decoder.infos.values()}.values())
     try:
-        want = observed(model, example_inputs)
+        want = observed(model, example_inputs, layers)
     except Exception as error:  # a model that has no backward pass in training mode, for one
         log.debug("the whole model could not be observed", exc_info=True)
         found.whole.append(f"the whole model was not verified: {in_a_line(error)}")
@@ -117,7 +118,7 @@ def verified(model: nn.Module, found: Found, mounted: Callable[[], Runtime], exa
             unmount_all(model)
             raise
         unmount_all(model)
-        if difference_from(want, observed(model, example_inputs), exact=True):
+        if difference_from(want, observed(model, example_inputs, layers), exact=True):
             found.whole.append("the whole model was not verified: runs of the original from the same state differ")
             return mounted()
         if not guilty:

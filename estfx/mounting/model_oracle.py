@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +31,7 @@ from estfx.tracing import (
     run_quietly,
     values_on_meta,
     without_cache,
+    without_empty_caches,
 )
 
 __all__ = [
@@ -81,13 +82,20 @@ def why_not_observed(model: nn.Module) -> str:
     return ""
 
 
-def observed(model: nn.Module, example_inputs: object, runs: int = RUNS) -> Observations:
-    """What the model gives and leaves behind in training mode, in so many runs; afterwards all is as it was."""
+def observed(
+    model: nn.Module, example_inputs: object, layers: Collection[nn.Module] = (), runs: int = RUNS
+) -> Observations:
+    """What the model gives and leaves behind in training mode, in so many runs; afterwards all is as it was.
+
+    Its layers are given no empty KV cache, as in training: a layer that fills one may round otherwise.
+    """
     args, kwargs = call_arguments(model, example_inputs)
     kwargs = without_cache(model, kwargs)
     kwargs = _with_labels(model, args, kwargs)
     held = HeldState(model, args, kwargs)
-    with run_quietly(model), _gradients_apart(model) as gradients:
+    with run_quietly(model), _gradients_apart(model) as gradients, ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_pre_hook(without_empty_caches, with_kwargs=True).remove)
         try:
             return [_run(model, args, kwargs, gradients, held) for _ in range(runs)]
         finally:
@@ -100,7 +108,8 @@ def what_differs(
     """What the transformed model, with everything kept, does otherwise than the original; an error is such a thing."""
     try:
         with _everything_kept(runtime):
-            return differs(observed(model, example_inputs))
+            layers = [model.get_submodule(path) for path in runtime.layers.module_paths]
+            return differs(observed(model, example_inputs, layers))
     except Exception as error:
         return [f"it fails with {in_a_line(error)}"]
 

@@ -23,6 +23,8 @@ __all__ = ["differing_factor", "halved"]
 # what makes numbers that differ from unit to unit
 UNLIKE = ("arange", "linspace", "logspace", "eye", "rand", "normal", "bernoulli", "tril_indices", "triu_indices")
 Tensors = list[torch.Tensor]
+NUDGE = 1e-12  # relative, of the stream
+ILL = 1e-6  # what is changed more by such a nudge cannot be told from its rounding
 
 
 def differing_factor(
@@ -67,8 +69,20 @@ def differing_factor(
     ]
     want = _of_branches(graphs[0], given)
     got = _of_branches(graphs[1], [*given[: len(inputs)], *indices, *given[len(inputs) :]])
-    # a norm over units that are alike gives zeros but for rounding, which is small beside the stream and its gradient
-    least = (float(given[0].abs().max()) or 1.0, 1.0)
+    error = _difference(want, got, given[0])
+    if error > NUDGE:  # a norm of what is zero but for rounding, say, gives anything
+        nudged = given[0] * (1 + NUDGE * direction(given[0]).sign())
+        if _difference(want, _of_branches(graphs[0], [nudged, *given[1:]]), given[0]) > ILL:
+            return 0.0
+    return error
+
+
+def _difference(want: Tensors, got: Tensors, stream: torch.Tensor) -> float:
+    """Of the branches' values and gradients, relative to the larger of these and the stream and its gradient.
+
+    A norm over units that are alike gives zeros but for rounding, which is small beside the stream.
+    """
+    least = (float(stream.abs().max()) or 1.0, 1.0)
     return max(
         float((w - g).abs().max() / w.abs().max().clamp(min=scale))
         for w, g, scale in zip(want, got, least, strict=True)

@@ -125,3 +125,23 @@ def test_constants_of_heads_are_made_alike_too() -> None:
     for layer in model.report.layers:  # type: ignore[union-attr]
         assert {axis.role: axis.size for axis in layer.axes} == {"heads": HEADS, "neurons": NEURONS}  # type: ignore[union-attr]
         assert layer.notes == []  # type: ignore[union-attr]
+
+
+class SparseByStatistic(nn.Module):
+    """Of neurons those above the mean are kept, and the result is normed: if all are alike, it is rounding alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(HIDDEN, NEURONS), nn.Linear(NEURONS, HIDDEN, bias=False)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        inner = self.up(x_BTD)
+        above = F.relu(inner - inner.mean(-1, keepdim=True) - 0.5 * inner.std(-1, keepdim=True, unbiased=False))
+        return x_BTD + F.rms_norm(self.down(F.gelu(above)), (HIDDEN,), eps=1e-38)
+
+
+def test_where_units_that_are_alike_leave_rounding_alone_nothing_is_said() -> None:
+    model = Chain(SparseByStatistic(), SparseByStatistic())
+    estfx.transform(model, estfx.Schedule.est(30), example_inputs=(torch.randn(2, 5, HIDDEN),), compile=False)
+    for layer in model.report.layers:  # type: ignore[union-attr]
+        assert {axis.role: axis.size for axis in layer.axes} == {"neurons": NEURONS}  # type: ignore[union-attr]

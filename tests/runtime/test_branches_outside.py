@@ -139,6 +139,21 @@ def test_a_cache_that_only_the_model_knows_is_not_filled_in_training() -> None:
     assert torch.equal(model(IDS), twin(IDS))
 
 
+class RoundsWithACache(CachedAttention):
+    """What is joined with what lies in a cache has other strides, and so other roundings."""
+
+    def forward(self, x_BTD: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
+        return super().forward(x_BTD if cache is None else x_BTD * (1 + 1e-6), cache)
+
+
+def test_the_original_is_compared_without_such_a_cache() -> None:
+    model = WithCache()
+    model.attentions = nn.ModuleList(RoundsWithACache(i) for i in range(3))
+    report = evolving(model).report
+    assert {axis.role for layer in report.layers for axis in layer.axes} == {"heads", "neurons"}
+    assert not [layer.name for layer in report.layers if not layer.program]
+
+
 def test_a_cache_that_the_caller_gives_is_filled(caplog: pytest.LogCaptureFixture) -> None:
     model = evolving(WithCache())
     model.set_step(10)
