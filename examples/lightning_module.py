@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import estfx
+from estfx.integrations.lightning import EvolvingCallback
 
 TOTAL_STEPS, BATCH_SIZE, SEQ_LEN = 15, 4, 32
 
@@ -31,14 +32,10 @@ class Evolving(lightning.LightningModule):
         # compile=False, because compiling would take longer than these few steps
         self.model = estfx.transform(GPT2LMHeadModel(config), estfx.Schedule.est(TOTAL_STEPS), compile=False)
 
-    def on_train_batch_start(self, batch: torch.Tensor, batch_idx: int) -> None:
-        """Lightning counts optimizer steps, so micro-batches of one step get the same subnetwork."""
-        self.model.set_step(self.global_step)
-
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """The loss of a batch."""
         loss: torch.Tensor = self.model(input_ids=batch, labels=batch).loss
-        print(f"step {self.global_step:2}  stage {self.model.stage_index + 1}  loss {loss.item():.3f}")
+        print(f"step {self.model.step:2}  stage {self.model.stage_index + 1}  loss {loss.item():.3f}")
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -52,6 +49,7 @@ def main() -> None:
     trainer = lightning.Trainer(
         max_steps=TOTAL_STEPS,
         accelerator="cpu",
+        callbacks=[EvolvingCallback()],  # counts the steps of the model's own optimizer, and draws at each
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -14,12 +14,14 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.training_args import ParallelMode
 
 from estfx.costs import Plan, activity_of
 from estfx.errors import EstfxError
 from estfx.evolving import evolving_within
-from estfx.runtime import Selection, check_gradients, differences, made_with, numbers_left_out
-from estfx.schedules import Schedule, Stage
+from estfx.integrations.resuming import mismatch_of_length, refuse_another
+from estfx.runtime import Selection, check_gradients, made_with, numbers_left_out
+from estfx.stand_ins import CHECKPOINTING
 
 __all__ = ["EvolvingCallback"]
 
@@ -82,9 +84,11 @@ class EvolvingCallback(TrainerCallback, ExportableState):
         if state.global_step > 0:
             stored = _stored(state)
             if not self._accept_changes:
-                _refuse_another(state.global_step, stored, self.made_with)
+                refuse_another(state.global_step, stored.get("made_with"), self.made_with)
             _load_selection(state.global_step, stored, model.selection, self._accept_changes)
-        _warn_of_length(model, state.max_steps)
+        if told := mismatch_of_length(model.schedule, state.max_steps):
+            log.warning("Trainer %s", told)
+        _refuse_unused_parameters(args, kwargs["model"], model)
         self._compared = False
         self._stop_counting()
         called = extract_model_from_parallel(kwargs["model"])  # adapters go past the call of the model itself
@@ -143,29 +147,31 @@ class EvolvingCallback(TrainerCallback, ExportableState):
             self._counting = None
 
 
+def _refuse_unused_parameters(args: TrainingArguments, trained: Any, model: Any) -> None:
+    """Raises EstfxError where DDP would wait for the gradients of layers that were skipped.
+
+    With activation checkpointing Trainer has DDP look for no unused parameters, if it is not told to.
+    """
+    if args.parallel_mode != ParallelMode.DISTRIBUTED or args.fsdp or args.deepspeed:
+        return
+    asked = args.ddp_find_unused_parameters
+    checkpoints = any(vars(module).get(CHECKPOINTING) for module in trained.modules())
+    finds = not checkpoints if asked is None else asked
+    if not finds and any(stage.layers < 1 for stage in model.schedule.stages):
+        raise EstfxError(
+            "the schedule skips layers, whose parameters then have no gradient, and DDP is not told to look for such "
+            "parameters"
+            f"{', since Trainer does not with activation checkpointing' if asked is None else ''}. Pass "
+            "TrainingArguments(ddp_find_unused_parameters=True)."
+        )
+
+
 def _stored(state: TrainerState) -> dict[str, Any]:
     """What the callback of a checkpoint's run wrote into it."""
     callbacks: Any = state.stateful_callbacks or {}
     stored = callbacks.get(EvolvingCallback.__name__)
     each = stored[0] if isinstance(stored, list) and stored else stored
     return dict((each or {}).get("attributes") or {})
-
-
-def _refuse_another(step: int, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises EstfxError if a checkpoint was made with something else than the model is."""
-    before = stored.get("made_with")
-    if before is not None:  # what a schedule could not say yet when the checkpoint was made, was as it is by default
-        before = {**before, "schedule": {**_usual_schedule(), **before["schedule"]}}
-    if before is not None and (lines := differences(before, now)):
-        raise EstfxError(
-            f"the checkpoint of step {step} was made with something else: {'; '.join(lines)}. "
-            "Transform the model as it was, or pass EvolvingCallback(accept_changes=True)."
-        )
-
-
-def _usual_schedule() -> dict[str, Any]:
-    usual = Schedule(stages=[Stage(start=0)]).model_dump(mode="json")
-    return {name: value for name, value in usual.items() if name not in ("stages", "total_steps")}
 
 
 def _load_selection(step: int, stored: Mapping[str, Any], selection: Selection, accept_changes: bool) -> None:
@@ -192,17 +198,3 @@ def _from_text(text: str) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")  # of the header, as safetensors has it
     rest = json.loads(data[8 : 8 + length])["__metadata__"]
     return {**safetensors.torch.load(data), **{name: json.loads(value) for name, value in rest.items()}}
-
-
-def _warn_of_length(model: Any, max_steps: int) -> None:
-    total = model.schedule.total_steps
-    if total is None or total == max_steps:
-        return
-    number = model.schedule.stage_at(max_steps - 1)[0] + 1
-    stages = len(model.schedule.stages)
-    what = (
-        f"the run ends in stage {number} of {stages}"
-        if max_steps < total
-        else f"its last stage goes on for {max_steps - total} steps more"
-    )
-    log.warning("Trainer runs for %d steps, the schedule is made for %d: %s", max_steps, total, what)

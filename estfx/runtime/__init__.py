@@ -12,7 +12,7 @@ from estfx.runtime.joining_units import zero_joining
 from estfx.runtime.layer_mount import Call, Mount, is_mounted, mount, unmount
 from estfx.runtime.model_state import made_with, numbers_left_out
 from estfx.runtime.mounted_layers import MountedLayers
-from estfx.runtime.optimizer_hooks import watch
+from estfx.runtime.optimizer_hooks import parameters_held, watch
 from estfx.runtime.rank_agreement import RankAgreement, check_gradients
 from estfx.runtime.run_fingerprint import differences, drawn_layers
 from estfx.runtime.runtime import Runtime
@@ -41,6 +41,7 @@ __all__ = [
     "mount",
     "mount_outside",
     "numbers_left_out",
+    "parameters_held",
     "unmount",
     "unmount_outside",
     "warm_up",

@@ -1,15 +1,20 @@
+import functools
 import json
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers.training_args import ParallelMode
 
 import estfx
 from estfx.integrations.transformers import EvolvingCallback
+from estfx.schedules import Schedule, Stage
 
 TOTAL_STEPS = 6
+SKIPPING = Schedule(stages=[Stage(start=0, layers=0.5), Stage(start=3)], total_steps=TOTAL_STEPS)
 
 
 class Tokens(Dataset):
@@ -121,3 +126,21 @@ def test_wrappers_without_a_model_or_with_two_are_refused(evolving):
     with pytest.raises(estfx.EstfxError, match=r"holds 2 evolving models \(0, 1\). Pass the one that you mean"):
         estfx.evolving_within(two)
     assert estfx.evolving_within(torch.compile(evolving, backend="eager")) is evolving
+
+
+@pytest.mark.parametrize(("asked", "checkpointing"), [(False, False), (None, True)])
+def test_ddp_that_would_wait_for_skipped_layers_is_refused(asked, checkpointing, tmp_path):
+    model = estfx.transform(gpt2(), SKIPPING, compile=False)
+    if checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    callback = EvolvingCallback()
+    trainer = trainer_of(model, tmp_path, callback, ddp_find_unused_parameters=asked)
+    begin = functools.partial(callback.on_train_begin, state=trainer.state, control=trainer.control, model=model)
+    trainer.state.max_steps = TOTAL_STEPS
+    begin(trainer.args)  # of one process
+    with mock.patch.object(TrainingArguments, "parallel_mode", ParallelMode.DISTRIBUTED):
+        with pytest.raises(estfx.EstfxError, match=r"Pass TrainingArguments\(ddp_find_unused_parameters=True\)"):
+            begin(trainer.args)
+        trainer.args.ddp_find_unused_parameters = True
+        begin(trainer.args)

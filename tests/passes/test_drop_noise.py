@@ -48,6 +48,7 @@ def test_a_graph_without_noise_stays_as_it_is() -> None:
         lambda layer, x: _in_place(layer.f(x), "expand_as", x) + x,
         lambda layer, x: _in_place(layer.f(x), "detach") + x,
         lambda layer, x: _in_place(layer.f(x), "to", torch.float32) + x,
+        lambda layer, x: (y := layer.f(x)).to(torch.float32, copy=True).mul_(2) + y + x,
         lambda layer, x: layer.f(x).bfloat16().add_(x * 1.001).float() + x,
         lambda layer, x: layer.f(x).mul_(2).add_(x).tanh_() + x,
         lambda layer, x: layer.f(x).gt_(0.0) + x,

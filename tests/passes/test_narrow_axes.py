@@ -97,6 +97,35 @@ def test_a_narrowed_graph_is_the_whole_with_the_other_units_masked_where_they_cl
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
+class MergedHeads(nn.Module):
+    """Batch and heads in one dimension, whose size is a product that the layer computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(HIDDEN, 3 * 6 * 8), nn.Linear(6 * 8, HIDDEN)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x_BTD.shape
+        q, k, v = (
+            y.view(batch, length, 6, 8).transpose(1, 2).reshape(batch * 6, length, 8)
+            for y in self.qkv(x_BTD).chunk(3, dim=-1)
+        )
+        y = torch.baddbmm(x_BTD.new_zeros(batch * 6, length, length), q, k.mT).softmax(-1) @ v
+        return self.out(y.view(batch, 6, length, 8).transpose(1, 2).reshape(batch, length, 48))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 4, 5])
+def test_a_size_that_is_computed_is_that_of_the_kept_units(kept: int) -> None:
+    gm = analysed(PreNorm(MergedHeads()))
+    (heads,) = (role.axis for role in tags.get(gm, tags.Roles).found if role.name == "heads")
+    narrowed = run_passes(clone(gm), [NarrowAxes({heads: kept})])
+    layer = PreNorm(MergedHeads())
+    weights = [resolve(layer, path) for _, path in tags.get(gm, tags.Interface).weights]
+    units = {heads: np.arange(kept)}
+    chosen = [torch.from_numpy(g.dim.flat_index(units)) for g in tags.get(narrowed, tags.Indices).gathers]
+    assert narrowed(stream(), *chosen, *weights)[0].shape == stream().shape
+
+
 def test_refusal_of_units_between_two_open_sizes() -> None:
     gm = analysed(PreNorm())
     kept = halved(gm)
