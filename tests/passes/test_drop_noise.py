@@ -54,6 +54,7 @@ def test_a_graph_without_noise_stays_as_it_is() -> None:
         lambda layer, x: layer.f(x).gt_(0.0) + x,
         lambda layer, x: layer.f(x) * torch.tensor([2.0]).add_(1.0) + x,
         lambda layer, x: _own_values_and_written_ones(layer, x) + x,
+        lambda layer, x: _seen_by_an_earlier_view(layer.f(x)) + x,
         lambda layer, x: layer.f(x)[..., []].sum() + x,
         lambda layer, x: layer.f(x)[..., [0, 2, 1]].sum(-1, keepdim=True) + x,
         lambda layer, x: layer.f(x)[..., list(range(HIDDEN))] + x,
@@ -77,6 +78,12 @@ def _in_place(y: torch.Tensor, view: str, *args: object) -> torch.Tensor:
     return y
 
 
+def _seen_by_an_earlier_view(y: torch.Tensor) -> torch.Tensor:
+    view = y.unsqueeze(0)
+    y.add_(1.0)
+    return view[0]
+
+
 def _own_values_and_written_ones(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     y = layer.f(x)
     z = y * 2
@@ -94,6 +101,7 @@ def test_a_plain_operator_stands_for_one_in_place_on_a_value_of_its_own() -> Non
     [
         (lambda layer, x: x.add_(layer.f(x)), "add_.Tensor"),  # the stream belongs to the model
         (lambda layer, x: x + _in_place(layer.f(x), "unsqueeze", 0), "add_.Tensor"),  # others share its memory
+        (lambda layer, x: x + _seen_by_an_earlier_view(layer.f(x)), "add_.Tensor"),
         (lambda layer, x: x + layer.f(x).bfloat16().add_(x).float(), "add_.Tensor"),  # plain, it would give float32
         (lambda layer, x: x + layer.f(x).gt_(0.0), "gt_.Scalar"),  # plain, it would give booleans
     ],
