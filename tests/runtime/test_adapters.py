@@ -197,6 +197,29 @@ def test_refusal_of_a_change_that_takes_an_axis_away() -> None:
     model(*X)
 
 
+def test_what_is_found_after_a_change_is_verified() -> None:
+    class Divides(nn.Module):
+        """By what is kept: a part that is scaled besides would be twice the whole."""
+
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.base(x).softmax(dim=-1)
+
+    for verify in (True, False):
+        model = estfx.transform(two_layers(), SCHEDULE, example_inputs=X, compile=False, verify=verify)
+        for layer in model.layers:
+            layer.up = Divides(layer.up)
+        model.set_step(NARROW)
+        if verify:
+            with pytest.raises(estfx.TraceError, match=rf"its neurons \({NEURONS}\) cannot be narrowed now"):
+                model(*X)
+        else:
+            model(*X)
+
+
 def test_a_copy_sees_its_own_changes() -> None:
     model = evolving(two_layers())
     twin = copy.deepcopy(model)

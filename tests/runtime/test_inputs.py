@@ -210,6 +210,28 @@ def test_bfloat16(weights: torch.dtype, traces: Traces) -> None:
             assert traces.taken() <= 1
 
 
+class Precise(nn.Module):
+    """Computes its neurons in single precision, also where all else runs under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp()
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            inner = self.mlp.up(x_BTD.float())
+        return x_BTD + self.mlp.down(inner.relu())
+
+
+def test_a_layer_that_leaves_autocast_leaves_it_in_its_graph() -> None:
+    model = Stack(Precise(), Precise())
+    twin = copy.deepcopy(model)
+    estfx.transform(model, Schedule(stages=[Stage(start=0)]), example_inputs=(stream(),), compile=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.set_step(0)
+        assert torch.equal(model(stream()), twin(stream()))
+
+
 def checkpointed(model: nn.Module, reentrant: bool) -> nn.Module:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
