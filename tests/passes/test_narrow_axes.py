@@ -17,7 +17,7 @@ from estfx.graphs.pipeline import run_passes
 from estfx.graphs.printing import graph_text
 from estfx.passes import analysis
 from estfx.passes.narrow_axes import NarrowAxes, _Narrowing
-from estfx.programs.program import resolve
+from estfx.programs.program import numbers_at_work, resolve
 
 
 def pair(name: str) -> nn.Module:
@@ -238,3 +238,4 @@ def test_sizes_are_computed_from_weights_that_were_narrowed_before(mixer: type[n
     if mixer is not Channelwise:
         products = [n for n in gm.graph.nodes if n.target is torch.ops.aten.linear.default]
         assert [sizes(arguments(n)["weight"]) for n in products[1:3]] == [(7, 7), (7, 7)]
+        assert numbers_at_work(gm)["attention.fused.weight"] == 2 * 7 * 7

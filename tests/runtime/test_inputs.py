@@ -411,6 +411,26 @@ def test_a_number_makes_a_graph_for_each_value_only_if_it_is_read(
     assert traces.taken() == graphs
 
 
+class ReadsAtTimes(Residual):
+    def forward(self, x_BTD: torch.Tensor, number: float, reads: bool) -> torch.Tensor:
+        return super().forward(x_BTD) * (number if reads else 1)
+
+
+class HandingBoth(Stack):
+    def forward(self, x_BTD: torch.Tensor, number: float, reads: bool) -> torch.Tensor:
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, number=number, reads=reads)
+        return x_BTD
+
+
+def test_a_number_that_is_read_in_some_calls_is_read() -> None:
+    model = HandingBoth(ReadsAtTimes(), ReadsAtTimes())
+    twin = copy.deepcopy(model)
+    evolving(model, example_inputs=(stream(), 2, False)).set_step(WHOLE)
+    for number, reads in ((3, False), (4, True), (5, True), (6, False), (5, True), (7, True)):
+        assert torch.equal(model(stream(), number, reads), twin(stream(), number, reads))
+
+
 def test_numbers_of_packed_batches_are_not_read(traces: Traces) -> None:
     model = evolving(small("llama_grouped"))
     model.set_step(NARROW)
