@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -232,6 +233,20 @@ def test_a_graph_takes_batches_and_lengths_of_any_size() -> None:
     assert not traced.accepts([torch.randn(2, 5, HIDDEN + 1)])
 
 
+def test_each_size_and_each_guard_decides_alone() -> None:
+    traced = trace(Decoder(PreNorm(GroupedAttention(), GatedMlp())), IDS).traced["PreNorm"]
+    fixed = replace(traced, shapes=((None, 5, HIDDEN),), guards=())
+    assert fixed.accepts([torch.randn(2, 5, HIDDEN)])
+    assert not fixed.accepts([torch.randn(2, 6, HIDDEN)])
+    asked = replace(traced, guards=('L["tensors"][0].size()[1] <= 5',))
+    assert asked.accepts([torch.randn(2, 5, HIDDEN)])
+    assert not asked.accepts([torch.randn(2, 6, HIDDEN)])
+    twice = replace(traced, guards=('L["tensors"][0].size()[0] == 2', 'L["tensors"][0].size()[1] <= 5'))
+    assert twice.accepts([torch.randn(2, 5, HIDDEN)])
+    assert not twice.accepts([torch.randn(3, 5, HIDDEN)])
+    assert not twice.accepts([torch.randn(2, 6, HIDDEN)])
+
+
 def test_inputs_are_named_after_arguments_and_parameters() -> None:
     graph = layer_graph("llama_grouped")
     names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
@@ -308,6 +323,20 @@ def test_a_skipped_layer_returns_the_stream_in_its_own_structure() -> None:
     passed = traced.give(x)
     assert passed[0] is x
     assert passed[1:] == (None, "text")
+
+    class Second(Beside):
+        def forward(self, x_BTD: torch.Tensor) -> tuple[str, torch.Tensor]:  # type: ignore[override]
+            return "text", x_BTD + self.f(x_BTD)
+
+    class TakesTheSecond(Stack):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x_BTD = layer(x_BTD)[1]
+            return x_BTD
+
+    passed = trace(TakesTheSecond(Second()), stream()).traced["Second"].give(x)
+    assert passed[0] == "text"
+    assert passed[1] is x
 
 
 def test_refusal_of_a_layer_that_cannot_be_exported() -> None:
