@@ -117,6 +117,16 @@ def test_what_the_model_reads_has_all_its_units() -> None:
         transformed(HALF, reads=True)
 
 
+def test_a_layer_of_which_the_model_reads_it_is_another_kind() -> None:
+    class ReadsTheLast(Decoder):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            return super().forward(x_BTD) * self.layers[2].mlp.features.mean()
+
+    model: Any = estfx.transform(ReadsTheLast(), HALF, example_inputs=(stream(),), compile=False)
+    assert [layer.program for layer in model.report.layers] == ["Layer", "Layer", "Layer_2"]
+    assert [len(layer.axes) for layer in model.report.layers] == [1, 1, 0]
+
+
 def test_units_inside_of_a_dimension_with_others_leave_zeros_too() -> None:
     model = transformed(HALF, mlp=Merged)
     model.set_step(0)

@@ -79,7 +79,7 @@ def canonical(layer: TracedLayer) -> Hashable:
     interface = tags.get(layer.graph, tags.Interface)
     weights = tuple(path for _, path in interface.weights)
     asked = (layer.shapes, layer.guards)  # of the sizes that a graph of the same operators is given
-    return ("\n".join(lines), *map(str, called), weights, interface.added, asked)
+    return ("\n".join(lines), *map(str, called), weights, interface.added, interface.left, asked)
 
 
 def _constant(value: object) -> object:

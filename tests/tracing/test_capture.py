@@ -105,6 +105,16 @@ def test_what_is_read_of_a_layer_beside_the_stream_is_noticed(layers: int) -> No
     assert [call.alive for call in capture_layers(model, stream())] == [{2}] * layers
 
 
+def test_what_is_read_by_keyword_is_noticed() -> None:
+    class ByKeyword(Around):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            result = self.layers[0](torch.arange(17), x=x_BTD, scale=0.5)
+            return result["stream"] * torch.sum(input=result["weights"])
+
+    (call,) = capture_layers(ByKeyword(Wrapped()), stream())
+    assert call.alive == {2}
+
+
 def test_what_the_model_returns_of_a_layer_is_noticed() -> None:
     class Returns(Around):
         def forward(self, x_BTD: torch.Tensor) -> Any:

@@ -296,6 +296,18 @@ def test_what_is_read_beside_the_stream_is_given() -> None:
     assert got[2] == "text"
 
 
+def test_layers_of_which_other_outputs_are_read_are_different_kinds() -> None:
+    class ReadsTheLast(Stack):
+        def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x_BTD, beside, _ = layer(x_BTD)
+            return x_BTD * beside.sum()
+
+    decoder = trace(ReadsTheLast(Beside(), Beside()), stream())
+    assert list(decoder.layers.values()) == ["Beside", "Beside_2"]
+    assert [each.outputs for each in decoder.traced.values()] == [(0, None, None), (0, 1, None)]
+
+
 def test_what_nothing_reads_is_not_computed() -> None:
     decoder = trace(DropsBeside(Beside(), Beside()), stream())
     traced = decoder.traced["Beside"]

@@ -141,6 +141,24 @@ def test_what_is_read_of_one_call_is_given_by_all() -> None:
     assert [call.alive for call in capture_layers(Twice(Beside()), stream())] == [{1}, {1}]
 
 
+def test_a_module_is_a_branch_if_all_of_its_calls_are() -> None:
+    class Rounds(Stack):
+        then: Any = staticmethod(lambda x, y: x + y)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = x + layer(x)
+            for layer in self.layers:
+                x = self.then(x, layer(x))
+            return x
+
+    class Otherwise(Rounds):
+        then = staticmethod(lambda x, y: x * y)
+
+    for model, added in ((Rounds(Mlp(), Mlp()), True), (Otherwise(Mlp(), Mlp()), False)):
+        assert [call.added for call in capture_layers(model, stream())] == [added] * 4
+
+
 def test_a_shared_layer_whose_attributes_change_between_its_calls_is_refused() -> None:
     class Told(PreNorm):
         round = 0
