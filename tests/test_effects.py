@@ -82,6 +82,14 @@ class InAnArgument(Routed):
         return x_BTD + update
 
 
+class TwoInAnArgument(Routed):
+    def forward(self, x_BTD: torch.Tensor, losses: list[torch.Tensor]) -> torch.Tensor:
+        update, loss = self.update(x_BTD)
+        losses.append(loss)
+        losses.append(loss.sqrt() * 3)
+        return x_BTD + update
+
+
 class Decoder(nn.Module):
     """Adds up what its layers have left to a loss of its own."""
 
@@ -126,6 +134,7 @@ FORMS: dict[str, Callable[[], Decoder]] = {
     "object": lambda: Decoder(one_manager(), in_objects),
     "global": lambda: Decoder(InAGlobal, in_global),
     "argument": lambda: Decoder(InAnArgument, None),
+    "two in an argument": lambda: Decoder(TwoInAnArgument, None),
 }
 
 
@@ -245,6 +254,16 @@ class GrowsASet(Simple):
         return x_BTD + self.mlp(x_BTD)
 
 
+class Deletes(Simple):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = dict.fromkeys(range(1000))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        self.left.popitem()
+        return x_BTD + self.mlp(x_BTD)
+
+
 class SetsAnObject(Simple):
     last: object = None
 
@@ -259,6 +278,7 @@ NOT_AGAIN = {
     DrawsOfItsOwn: r"a call changes `rng`",
     AppendsText: r"a call appends to `names`",
     GrowsASet: r"a call changes `seen`",
+    Deletes: r"a call deletes `left\[99\d\]`",
     SetsAnObject: r"a call sets `last` anew",
 }
 
