@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import estfx
 from estfx.schedules import Schedule, Stage
+from estfx.tracing.effects import frozen
 
 HALF = Schedule(stages=[Stage(start=0, neurons=0.5), Stage(start=10)])
 FACTOR = 1.0
@@ -196,3 +197,9 @@ def test_one_that_is_put_there_later_is_refused_by_name() -> None:
     with pytest.raises(estfx.EstfxError, match=r"runs a hook on mlp, which keeps something"):
         model(stream())
     assert seen == []
+
+
+def test_what_is_true_is_not_one() -> None:
+    values = [1, True, 1.0, 0, False, 0.0, "1", torch.ones(1), torch.ones(2)]
+    assert len({frozen(value) for value in values}) == len(values)
+    assert frozen(2) == frozen(2)

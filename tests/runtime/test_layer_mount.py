@@ -15,6 +15,7 @@ from transformers import DynamicCache
 import estfx
 from estfx.runtime.layer_mount import Mount, in_backward
 from estfx.schedules import Schedule, Stage
+from estfx.stand_ins import CHECKPOINTING
 
 HALF_THEN_WHOLE = (Stage(start=0, layers=0.5), Stage(start=4))
 SCALED = Schedule(stages=HALF_THEN_WHOLE, skipped_layers="inverse_keep")
@@ -84,6 +85,15 @@ def test_what_runs_is_computed_again_under_activation_checkpointing(
 def enable_checkpointing(model: Any, reentrant: bool = False) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
+
+
+def test_checkpointing_that_was_on_stays_on() -> None:
+    model = build("gpt2")
+    enable_checkpointing(model)
+    flags = [vars(module).get(CHECKPOINTING) for module in model.modules()]
+    assert any(flags)
+    estfx.transform(model, Schedule.est(30), compile=False)
+    assert [vars(module).get(CHECKPOINTING) for module in model.modules()] == flags
 
 
 def test_refusal_of_another_step_between_a_forward_pass_and_its_recomputation() -> None:
