@@ -73,6 +73,7 @@ def test_a_pass_is_named_after_its_class() -> None:
     names = [step.name() for step in (*analysis(), *specialisation({}))]
     assert names == [
         "drop-noise",
+        "find-separate-heads",
         "find-axes",
         "find-residuals",
         "find-attention",

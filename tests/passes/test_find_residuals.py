@@ -30,7 +30,7 @@ from estfx.passes.find_residuals import FindResiduals
 
 
 def found(function: Callable[..., torch.Tensor]) -> tags.Residuals:
-    gm = run_passes(graph_of_function(function), analysis()[:3])
+    gm = run_passes(graph_of_function(function), analysis()[:4])
     return tags.get(gm, tags.Residuals)
 
 
@@ -240,7 +240,7 @@ class Sharing(Stack):
 
 def test_refusal_for_a_layer_of_which_more_than_the_stream_is_read() -> None:
     decoder = trace(Sharing(WithWeights(), WithWeights()), (stream(),))
-    gm = run_passes(decoder.programs[decoder.layers["layers.0"]], analysis()[:3])
+    gm = run_passes(decoder.programs[decoder.layers["layers.0"]], analysis()[:4])
     residuals = tags.get(gm, tags.Residuals)
     assert len(residuals.joins) == 1
     assert residuals.reason == "something outside reads another output of it than the stream"
@@ -252,6 +252,6 @@ PARALLEL = {"gpt_neox", "gptj", "falcon", "falcon_new"}  # attention and MLP are
 @pytest.mark.sweep("name")
 @pytest.mark.parametrize("name", DECODERS)
 def test_layers_of_transformers_are_droppable(name: str) -> None:
-    residuals = tags.get(run_passes(layer_graph(name), analysis()[:3]), tags.Residuals)
+    residuals = tags.get(run_passes(layer_graph(name), analysis()[:4]), tags.Residuals)
     assert residuals.droppable
     assert len(residuals.joins) == (1 if name in PARALLEL else 2)

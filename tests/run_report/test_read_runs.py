@@ -36,7 +36,7 @@ def test_a_run_is_read_as_it_was_written(evolving, lines_of):
     [
         ("nowhere", "there is no such folder"),
         ("empty", "holds no run: there is neither metrics.jsonl nor config.yaml in it"),
-        ("file", "there is no such folder"),
+        ("file", "file is a file; name the folder of a run"),
         ("unstarted", "holds a run without metrics: no step of it stands in metrics.jsonl yet"),
         ("nothing-but-held-out", "holds a run without metrics"),
     ],

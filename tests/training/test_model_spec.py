@@ -85,7 +85,7 @@ def test_what_is_no_model_is_refused(spec, options, message):
     [
         (None, "holds no config.json"),
         ("{", "cannot be read"),
-        ("[]", "has the model_type None"),
+        ("[]", "has no model_type, which says what model it is"),
         (json.dumps({"model_type": "lama"}), "has the model_type 'lama'; did you mean 'llama'"),
         (json.dumps({"model_type": "gpt2", "n_layer": "three"}), "cannot be read as a configuration"),
     ],

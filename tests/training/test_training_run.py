@@ -9,10 +9,11 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from estfx.settings import SettingsError
 from estfx.training.document_sources import documents
+from estfx.training.run_folder import default_folder
 from estfx.training.text_data import Blocks, corpus_of
 from estfx.training.train_config import RunConfig
 from estfx.training.train_recorder import TrainingFailedError
-from estfx.training.training_run import default_folder, train
+from estfx.training.training_run import train
 
 TINY = (
     "model.config.num_hidden_layers=2",
