@@ -39,6 +39,7 @@ def resolve(module: nn.Module, path: str) -> torch.Tensor:
     return found
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # dynamo 2.11 would warn of the queue of a thread
 def in_clean_thread(function: Callable[..., T], *args: Any) -> T:
     """Calls a function in a thread of its own, which has none of this one's grad mode, autocast, checkpointing and
     other modes: a graph must not depend on them, nor they see what is computed to make it.
