@@ -66,7 +66,7 @@ class FindAttention(Analysis):
 def _with_separate_heads(gm: GraphModule, axes: tags.Axes, cores: Iterable[tags.Core]) -> Iterator[tags.Core]:
     """The cores; one that lies in a head of its own runs over all such heads in parallel."""
     heads: dict[str, tuple[Axis, ...]] = {}
-    for found in gm.meta.get(tags.SeparateHeads.__qualname__, tags.SeparateHeads()).found:
+    for found in tags.get(gm, tags.SeparateHeads, tags.SeparateHeads()).found:
         heads |= {name: axes.counting(found) for branch in found.nodes for name in branch}
     for core in cores:
         own = heads.get(core.node, ())

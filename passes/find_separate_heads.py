@@ -68,26 +68,31 @@ class _Match:
     columns: dict[Column, None] = field(default_factory=dict)  # what the branches compute
     leaves: dict[Column, None] = field(default_factory=dict)  # weights and constants, one of each branch
 
-    def alike(self, column: Column) -> bool:
-        if column in self.columns or column in self.leaves or len(set(column)) == 1:
-            return True
-        first = column[0]
-        if len(set(column)) < len(column) or any(node.op != first.op for node in column):
-            return False
-        if first.op in ("placeholder", "get_attr"):
-            return self._is_leaf(column)
-        if first.op != "call_function" or any(node.target is not first.target for node in column):
-            return False
-        self.columns[column] = None
-        given = [pytree.tree_flatten((node.args, node.kwargs)) for node in column]
-        if any(spec != given[0][1] for _, spec in given):
-            return False
-        return all(map(self._same, zip(*(leaves for leaves, _ in given), strict=True)))
-
-    def _same(self, values: tuple[Any, ...]) -> bool:
-        if all(isinstance(value, Node) for value in values):
-            return self.alike(values)
-        return all(type(value) is type(values[0]) and value == values[0] for value in values)
+    def alike(self, ends: Column) -> bool:
+        todo = [ends]
+        while todo:
+            column = todo.pop()
+            if column in self.columns or column in self.leaves or len(set(column)) == 1:
+                continue
+            first = column[0]
+            if len(set(column)) < len(column) or any(node.op != first.op for node in column):
+                return False
+            if first.op in ("placeholder", "get_attr"):
+                if not self._is_leaf(column):
+                    return False
+                continue
+            if first.op != "call_function" or any(node.target is not first.target for node in column):
+                return False
+            self.columns[column] = None
+            given = [pytree.tree_flatten((node.args, node.kwargs)) for node in column]
+            if any(spec != given[0][1] for _, spec in given):
+                return False
+            for values in zip(*(leaves for leaves, _ in given), strict=True):
+                if all(isinstance(value, Node) for value in values):
+                    todo.append(values)
+                elif any(type(value) is not type(values[0]) or value != values[0] for value in values):
+                    return False
+        return True
 
     def _is_leaf(self, column: Column) -> bool:
         """Weights or constants of one shape, of which some may be taken."""

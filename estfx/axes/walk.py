@@ -72,8 +72,8 @@ class Walk:
         self.carriers: set[Node] = set()  # of numbers from the stream; what only depends on positions is none
         self.mixing: list[tuple[Node, Ref | None, Dims]] = []
         self.whole = whole_weights(gm, interface, _is_followed)
-        heads = gm.meta.get(tags.SeparateHeads.__qualname__, tags.SeparateHeads())
-        self.branches = {each.join: len(each.nodes) for each in heads.found}  # by what puts them side by side
+        heads = tags.get(gm, tags.SeparateHeads, tags.SeparateHeads())
+        self.joins_of_heads = frozenset(each.join for each in heads.found)  # what puts separate heads side by side
 
     # -- for rules --------------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ def graph_cost(gm: GraphModule, inputs: list[torch.Tensor]) -> Cost:
     """What a layer graph costs on a stream and sides of those shapes, with weights and indices as in its own."""
     nodes = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
     interface = tags.get(gm, tags.Interface)
-    indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
+    indices = tags.get(gm, tags.Indices, tags.Indices())
     index_inputs = [_meta(nodes[gather.placeholder].meta["val"]) for gather in indices.gathers]
     weights = {path: _meta(nodes[name].meta["val"], grad=True) for name, path in interface.weights}
     stream, *sides = (_meta(x) for x in inputs)
@@ -149,9 +149,9 @@ def _on_meta(gm: GraphModule) -> GraphModule:
 
     moved = clone(gm)
     for node in moved.graph.nodes:
-        if str(node.target) == "transformers.grouped_mm_fallback.default":
-            node.target = _of_one_expert
         if node.op == "call_function":
+            if str(node.target) == "transformers.grouped_mm_fallback.default":
+                node.target = _of_one_expert
             node.kwargs = {
                 k: torch.device("meta") if isinstance(v, torch.device) else v for k, v in node.kwargs.items()
             }

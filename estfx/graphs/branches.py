@@ -16,7 +16,7 @@ def branches_of(gm: GraphModule) -> list[tuple[str, tuple[str, ...]]]:
 
     What a pass has put in, such as a gather of a weight, belongs to the part that alone reads it.
     """
-    residuals = gm.meta.get(tags.Residuals.__qualname__, tags.Residuals((), False))
+    residuals = tags.get(gm, tags.Residuals, tags.Residuals((), False))
     part: dict[str, int] = {}  # of a node; 0 is what lies outside of all branches
     for number, join in enumerate(residuals.joins, start=1):
         for name in join.nodes - {join.join}:
@@ -39,7 +39,7 @@ def branches_of(gm: GraphModule) -> list[tuple[str, tuple[str, ...]]]:
 def _title(gm: GraphModule, number: int, part: dict[str, int]) -> str:
     """A branch by what of it can be narrowed."""
     axes = gm.meta.get(tags.Axes.__qualname__)
-    roles = gm.meta.get(tags.Roles.__qualname__, tags.Roles())
+    roles = tags.get(gm, tags.Roles, tags.Roles())
     own = [name for name, each in part.items() if each == number]
     here = {axis for name in own for dim in (axes.dims.get(name, ()) if axes else ()) for axis in dim.axes()}
     found = [role.name for role in roles.found if role.axis in here]

@@ -32,7 +32,7 @@ def _every_shape_equals_its_axes(gm: GraphModule) -> Iterator[str]:
     axes = gm.meta.get(tags.Axes.__qualname__)
     if axes is None:
         return
-    indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
+    indices = tags.get(gm, tags.Indices, tags.Indices())
     births = {n.args[0] for n in gm.graph.nodes if n.target is take}  # still whole; a dimension may be split for it
     births |= {n.args[0] for n in births if n.target is aten.unflatten.int}
     for node in gm.graph.nodes:
@@ -66,7 +66,7 @@ def _inputs_stand_in_order(gm: GraphModule) -> Iterator[str]:
     interface = gm.meta.get(tags.Interface.__qualname__)
     if interface is None:
         return
-    indices = gm.meta.get(tags.Indices.__qualname__, tags.Indices())
+    indices = tags.get(gm, tags.Indices, tags.Indices())
     want = [interface.stream, *interface.sides]
     want += [gather.placeholder for gather in indices.gathers] + [name for name, _ in interface.weights]
     got = [n.name for n in gm.graph.nodes if n.op == "placeholder"]

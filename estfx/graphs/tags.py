@@ -179,8 +179,9 @@ def put(gm: GraphModule, tag: object) -> None:
     gm.meta[type(tag).__qualname__] = tag
 
 
-def get(gm: GraphModule, kind: type[T]) -> T:
-    tag = gm.meta.get(kind.__qualname__)
+def get(gm: GraphModule, kind: type[T], default: T | None = None) -> T:
+    """The tag of that kind; the default, or else KeyError, if no pass has put one."""
+    tag = gm.meta.get(kind.__qualname__, default)
     if tag is None:
         raise KeyError(f"the graph carries no {kind.__qualname__}; the pass that puts it has not run")
     assert isinstance(tag, kind)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from estfx.errors import EstfxError
 from estfx.evolving import evolving_within
-from estfx.integrations.resuming import mismatch_of_length, refuse_another
+from estfx.integrations.resuming import load_selection, mismatch_of_length, refuse_another
 from estfx.runtime import check_gradients, made_with, parameters_held
 
 __all__ = ["EvolvingCallback"]
@@ -37,6 +37,7 @@ class EvolvingCallback(Callback):
         self._stored: dict[str, Any] | None = None  # what a checkpoint said
         self._model: Any = None
         self._hooks: list[Any] = []
+        self._compared = False  # the gradients of all ranks
 
     @property
     def step(self) -> int:
@@ -49,7 +50,7 @@ class EvolvingCallback(Callback):
         if self._stored is not None:
             if not self._accept_changes:
                 refuse_another(self.step, self._stored["made_with"], made_with(model))
-            model.selection.load_state_dict(self._stored["selection"])
+            load_selection(self.step, self._stored["selection"], model.selection, self._accept_changes)
         own = {id(parameter) for parameter in model.parameters()}
         optimizers = [(i, each) for i, each in enumerate(trainer.optimizers) if parameters_held(each) & own]
         if not optimizers:
@@ -59,6 +60,7 @@ class EvolvingCallback(Callback):
                 "to an optimizer in configure_optimizers."
             )
         self._unhook()
+        self._compared = False
         for number, optimizer in optimizers:
             self._steps.setdefault(number, 0)
             self._hooks.append(optimizer.register_step_post_hook(self._count(number)))
@@ -70,8 +72,9 @@ class EvolvingCallback(Callback):
         self._model.set_step(self.step)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """At the first step, has the ranks of a distributed run compare their gradients."""
-        if self.step == 0:
+        """At the first step of a run, has the ranks compare their gradients."""
+        if not self._compared:
+            self._compared = True
             check_gradients(self._model)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

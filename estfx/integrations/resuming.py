@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from estfx.errors import EstfxError
-from estfx.runtime import differences
+from estfx.runtime import Selection, differences
 from estfx.schedules import Schedule, Stage
 
-__all__ = ["mismatch_of_length", "refuse_another"]
+__all__ = ["load_selection", "mismatch_of_length", "refuse_another"]
 
 
 def refuse_another(step: int, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
@@ -28,6 +28,18 @@ def refuse_another(step: int, before: Mapping[str, Any] | None, now: Mapping[str
 def _usual_schedule() -> dict[str, Any]:
     usual = Schedule(stages=[Stage(start=0)]).model_dump(mode="json")
     return {name: value for name, value in usual.items() if name not in ("stages", "total_steps")}
+
+
+def load_selection(step: int, learnt: Mapping[str, Any], selection: Selection, accept_changes: bool) -> None:
+    """Loads the scores of units. Raises EstfxError if the model needs some and the checkpoint has none, or others."""
+    try:
+        selection.load_state_dict(learnt)
+    except EstfxError as error:
+        if not accept_changes:
+            raise EstfxError(
+                f"the checkpoint of step {step} cannot be gone on from: {error} Or pass "
+                "EvolvingCallback(accept_changes=True), to have the scores learnt anew."
+            ) from None
 
 
 def mismatch_of_length(schedule: Schedule, steps: int) -> str:

@@ -19,7 +19,7 @@ from transformers.training_args import ParallelMode
 from estfx.costs import Plan, activity_of
 from estfx.errors import EstfxError
 from estfx.evolving import evolving_within
-from estfx.integrations.resuming import mismatch_of_length, refuse_another
+from estfx.integrations.resuming import load_selection, mismatch_of_length, refuse_another
 from estfx.runtime import Selection, check_gradients, made_with, numbers_left_out
 from estfx.stand_ins import CHECKPOINTING
 
@@ -85,7 +85,9 @@ class EvolvingCallback(TrainerCallback, ExportableState):
             stored = _stored(state)
             if not self._accept_changes:
                 refuse_another(state.global_step, stored.get("made_with"), self.made_with)
-            _load_selection(state.global_step, stored, model.selection, self._accept_changes)
+            text = stored.get("selection")
+            learnt = {} if text is None else _from_text(text)
+            load_selection(state.global_step, learnt, model.selection, self._accept_changes)
         if told := mismatch_of_length(model.schedule, state.max_steps):
             log.warning("Trainer %s", told)
         _refuse_unused_parameters(args, kwargs["model"], model)
@@ -172,19 +174,6 @@ def _stored(state: TrainerState) -> dict[str, Any]:
     stored = callbacks.get(EvolvingCallback.__name__)
     each = stored[0] if isinstance(stored, list) and stored else stored
     return dict((each or {}).get("attributes") or {})
-
-
-def _load_selection(step: int, stored: Mapping[str, Any], selection: Selection, accept_changes: bool) -> None:
-    """Loads the scores of units. Raises EstfxError if the model needs some and the checkpoint has none, or others."""
-    text = stored.get("selection")
-    try:
-        selection.load_state_dict({} if text is None else _from_text(text))
-    except EstfxError as error:
-        if not accept_changes:
-            raise EstfxError(
-                f"the checkpoint of step {step} cannot be gone on from: {error} Or pass "
-                "EvolvingCallback(accept_changes=True), to have the scores learnt anew."
-            ) from None
 
 
 def _as_text(state: Mapping[str, Any]) -> str:

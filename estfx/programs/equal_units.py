@@ -91,7 +91,7 @@ def _difference(want: Tensors, got: Tensors, stream: torch.Tensor) -> float:
 
 def _first_branches(graph: GraphModule, axes: tags.Axes, units: Collection[Axis]) -> dict[str, str]:
     """Of weights that each of several branches has alone, if these are units, those of the first branch."""
-    found = graph.meta.get(tags.SeparateHeads.__qualname__, tags.SeparateHeads()).found
+    found = tags.get(graph, tags.SeparateHeads, tags.SeparateHeads()).found
     alike = [each for each in found if any(axis in units for axis in axes.counting(each))]
     return {name: names[0] for each in alike for names in each.weights for name in names}
 

@@ -53,7 +53,7 @@ def numbers_at_work(graph: GraphModule) -> dict[str, int]:
 
     Of weights that a unit has alone, such as those of heads in modules of their own, as if the first units were kept.
     """
-    indices = graph.meta.get(tags.Indices.__qualname__, tags.Indices())
+    indices = tags.get(graph, tags.Indices, tags.Indices())
     lengths = {g.placeholder: g.dim.narrowed_size(indices.kept) for g in indices.gathers}
     narrowed: dict[str, dict[int, int]] = {}
     for path, dim, placeholder in indices.weights:

@@ -99,13 +99,9 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
 
 def _unknown(spec: str) -> str:
     if os.sep in spec or spec.startswith("."):
+        hub = "Nothing is loaded from a hub: give the folder of a download, or a type such as gpt2."
         like_a_hub = spec.count("/") == 1 and not spec.startswith(".")
-        hub = (
-            " Nothing is loaded from a hub: give the folder of a download, or a type such as gpt2."
-            if like_a_hub
-            else ""
-        )
-        return f"there is no folder {spec!r}.{hub}"
+        return f"there is no folder {spec!r}." + like_a_hub * f" {hub}"
     return (
         f"unknown model {spec!r}; {nearest(spec, model_types())} "
         "A model is a causal language model type of transformers, a folder with a config.json, or path.py:factory."

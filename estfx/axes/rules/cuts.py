@@ -180,13 +180,12 @@ def cat(walk: Walk, node: Node, a: Arguments) -> Dims:
     parts = [n for n in a["tensors"] if tensor_of(n).ndim == rank]  # an empty vector may stand among them
     at = a["dim"] % rank
     dims = list(walk.of(parts[0]))
+    of_heads = node.name in walk.joins_of_heads  # which are units of one axis
     for other in parts[1:]:
         for i, (x, y) in enumerate(zip(dims, walk.of(other), strict=True)):
-            if i != at:
+            if i != at or of_heads:
                 walk.unify(node, x, y)
-    if node.name in walk.branches:  # of separate heads, which are units of one axis
-        for other in parts[1:]:
-            walk.unify(node, dims[at], walk.of(other)[at])
+    if of_heads:
         dims[at] = walk.algebra.product((walk.fresh(len(parts)), dims[at]))
     else:
         dims[at] = walk.algebra.sum(walk.of(part)[at] for part in parts)

@@ -207,7 +207,7 @@ def stack(walk: Walk, node: Node, a: Arguments) -> Dims:
             walk.unify(node, x, y)
     dims = list(walk.of(first))
     count = walk.fresh(len(a["tensors"]))
-    if node.name not in walk.branches:
+    if node.name not in walk.joins_of_heads:
         walk.pin("it counts stacked tensors", count)
     dims.insert(a["dim"] % (len(dims) + 1), count)
     return tuple(dims)
