@@ -11,7 +11,7 @@ from round_trip import check_round_trip
 from tiny_inputs import example_inputs
 from tiny_models import tiny_model
 
-__all__ = ["EQUAL", "Row", "all_of", "complete", "examine"]
+__all__ = ["EQUAL", "Row", "all_of", "complete", "examine", "plain"]
 
 Row = dict[str, Any]
 DIFFERENCE = re.compile(r"its whole graph differs from the layer by (\S+), relative")
@@ -129,16 +129,16 @@ def complete(row: Row) -> bool:
     kinds = row["kinds"].values()
     mixers = [_has_mixer(kind) for kind in kinds]
     all_mixers = any(mixers) and all(kind["axes"] for kind in kinds) if row["type"] in ONE_BRANCH else all(mixers)
-    neurons = row["type"] in WITHOUT_NEURONS or "neurons" in {_plain(role) for role, _ in all_of(row, "axes")}
+    neurons = row["type"] in WITHOUT_NEURONS or "neurons" in {plain(role) for role, _ in all_of(row, "axes")}
     skippable = any(kind["droppable"] for kind in kinds) or any(map(MATHEMATICAL.search, all_of(row, "notes")))
     return all_mixers and neurons and skippable
 
 
 def _has_mixer(kind: Row) -> bool:
-    narrowed = {"heads", "channels"} & {_plain(role) for role, _ in kind["axes"]}
+    narrowed = {"heads", "channels"} & {plain(role) for role, _ in kind["axes"]}
     return bool(narrowed) or any("has a single head" in note for note in kind["notes"])
 
 
-def _plain(role: str) -> str:
+def plain(role: str) -> str:
     """heads, neurons or channels, without the number of one of several in a layer."""
     return re.sub(r"_\d+$", "", role)

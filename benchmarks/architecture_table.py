@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from architecture_row import EQUAL, Row, all_of, complete
+from architecture_row import EQUAL, Row, all_of, complete, plain
 
-__all__ = ["differences", "page"]
+__all__ = ["differences", "page", "types_found"]
 
 # What other tools say of themselves: the types that they name, and how many that is.
 OTHERS = (
@@ -57,6 +57,16 @@ def page(record: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
         *(line for title, other in others.items() for line in _other_sweep(title, record, other)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def types_found(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By type, what is found in its layers, and what stays whole if a type is not complete."""
+    found = {}
+    for row in record["rows"]:
+        layers = ["layers"] if any(kind["droppable"] for kind in row.get("kinds", {}).values()) else []
+        roles = sorted({plain(role) for role, _ in all_of(row, "axes")})
+        found[row["type"]] = {"found": [*layers, *roles], "whole": "" if complete(row) else _shortcoming(row)}
+    return found
 
 
 def _furthest(rows: list[Row]) -> float:

@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 from architecture_row import Row, all_of, complete, examine
-from architecture_table import differences, page
+from architecture_table import differences, page, types_found
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "architectures.md"
+TYPES = ROOT / "estfx" / "cli" / "model_types.json"  # what `estfx models` shows
 RESULTS = ROOT / "benchmarks" / "results"
 OTHER_VERSIONS = ("5.17",)  # of transformers: --into benchmarks/results/architectures-transformers-5.17.json
 EXPERTS = ("grouped_mm", "batched_mm", "eager")  # as transformers' ExpertsInterface calls them
@@ -86,6 +87,28 @@ def write_page() -> None:
     TABLE.write_text(page(record, {title: json.loads(path.read_text()) for title, path in found.items()}))
 
 
+def write_types() -> None:
+    """What `estfx models` shows: what the sweep found, and how large a type's default configuration is."""
+    record = json.loads((RESULTS / "architectures.json").read_text())
+    packages = record["environment"]["packages"]
+    types = {name: {"parameters": default_size(name), **found} for name, found in types_found(record).items()}
+    shown = {"transformers": packages["transformers"], "torch": packages["torch"], "types": types}
+    TYPES.write_text(json.dumps(shown, indent=1) + "\n")
+
+
+def default_size(model_type: str) -> int | None:
+    """The parameters of a model with the type's default configuration; None if it cannot be built."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type]())
+    except Exception as error:  # whatever its own code raises
+        print(f"{model_type}: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="default: all")
@@ -95,12 +118,15 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="write the results there, whichever types, and no table")
     parser.add_argument("--compare", type=Path, metavar="OTHER.json", help="differences from --into or the last sweep")
     parser.add_argument(
-        "--page", action="store_true", help="write docs/architectures.md from the results that are there"
+        "--page",
+        action="store_true",
+        help="write the table, and what estfx models shows, from the results that are there",
     )
     parser.add_argument("--one", action="store_true", help="examine one type here, and print JSON")
     options = parser.parse_args()
     if options.page:
         write_page()
+        write_types()
         return
     if options.one:
         print(json.dumps(examine(options.types[0], options.experts)))
@@ -123,6 +149,7 @@ def main() -> None:
     print(f"{sum(map(complete, rows))} of {len(rows)} complete")
     if path == RESULTS / "architectures.json":
         write_page()
+        write_types()
 
 
 if __name__ == "__main__":

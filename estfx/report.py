@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from estfx.graphs import BRANCH, branches_of, tags
 from estfx.programs import Variant, analysed
-from estfx.tracing import Decoder, LayerPatterns, loops_over_experts, trace
+from estfx.showing import Block, Cells, Shown, counted
+from estfx.tracing import Decoder, LayerPatterns, listed, loops_over_experts, trace
 
 __all__ = ["AxisReport", "LayerReport", "Report", "inspect"]
 
@@ -24,6 +27,11 @@ class AxisReport(_Record):
     parameters: dict[str, list[int]]  # the layer's parameters that have it, and in which dimensions
     note: str = ""
 
+    @property
+    def places(self) -> list[str]:
+        """The parameters, each with its dimensions: `mlp.c_fc.weight [1]`."""
+        return [f"{name} [{', '.join(map(str, dims))}]" for name, dims in self.parameters.items()]
+
 
 class LayerReport(_Record):
     """A layer, and what of it may be narrowed or skipped."""
@@ -34,14 +42,44 @@ class LayerReport(_Record):
     axes: list[AxisReport]
     notes: list[str]  # why something stays whole, in words
     branches: list[str] = []  # the residual branches in order, each with what of it can be narrowed
+    parameters: int = 0  # numbers that it holds
+
+    @property
+    def told(self) -> str:
+        """Its kind, and whether it may be skipped, in words."""
+        return f"{self.program or 'no graph'}, {'may' if self.droppable else 'cannot'} be skipped"
 
 
-class Report(_Record):
+class Report(Shown, _Record):
     """What estfx finds in a model."""
 
     model: str  # class name
     layers: list[LayerReport]
     notes: list[str] = []
+
+    def _blocks(self) -> Iterator[Block]:
+        """One block for the layers that are alike, with their names, their axes, and in words what stays whole."""
+        yield f"{self.model}, {len(self.layers)} layers"
+        alike: dict[object, list[LayerReport]] = {}  # but for their names, in order of first appearance
+        for layer in self.layers:
+            alike.setdefault(layer.model_copy(update={"name": ""}).model_dump_json(), []).append(layer)
+        for layers in alike.values():
+            names, layer = listed(layer.name for layer in layers), layers[0]
+            count = f" ({len(layers)})" if len(layers) > 1 else ""
+            numbers = f", {counted(layer.parameters)} parameters" if layer.parameters else ""
+            yield f"\n{names}{count}: {layer.told}{numbers}{' each' if numbers and count else ''}"
+            yield from (f"  {branch}" for branch in layer.branches)
+            if layer.axes:
+                yield _axes(layer)
+            yield from (f"- {note}" for note in dict.fromkeys(layer.notes))
+        yield from (f"- {note}" for note in self.notes)
+
+
+def _axes(layer: LayerReport) -> Cells:
+    noted = any(axis.note for axis in layer.axes)
+    headings = ["axis", "size", "parameters [dimension]", *(["note"] if noted else [])]
+    rows = [[axis.role, f"{axis.size}", "\n".join(axis.places), *([axis.note] if noted else [])] for axis in layer.axes]
+    return Cells(headings, rows, words=frozenset({0, 2, 3}))
 
 
 def inspect(model: nn.Module, example_inputs: object = None, *, layers: LayerPatterns | None = None) -> Report:
@@ -82,6 +120,7 @@ def report_of(
                 axes=found,
                 notes=reasons,
                 branches=[title for title, _ in branches_of(variant.traced.graph) if title.startswith(BRANCH)],
+                parameters=sum(parameter.numel() for parameter in info.call.module.parameters()),
             )
         )
     for name, reason in decoder.left.items():

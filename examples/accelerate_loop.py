@@ -26,7 +26,7 @@ def main() -> None:
     accelerator = Accelerator(gradient_accumulation_steps=ACCUMULATION)
     config = GPT2Config(n_layer=4, n_embd=64, n_head=4, vocab_size=256, n_positions=64)
     # compile=False, because compiling would take longer than these few steps
-    evolving = estfx.transform(GPT2LMHeadModel(config), estfx.Schedule.est(TOTAL_STEPS), compile=False)
+    evolving = estfx.transform(GPT2LMHeadModel(config), estfx.Schedule.compound(TOTAL_STEPS), compile=False)
     optimizer = torch.optim.AdamW(evolving.parameters(), lr=1e-3)
     loader = DataLoader(RandomTokens(), batch_size=BATCH_SIZE)
     model, optimizer, loader = accelerator.prepare(evolving, optimizer, loader)

@@ -27,7 +27,7 @@ def main() -> None:
         eos_token_id=0,
     )
     # compile=False, because compiling would take longer than these few steps
-    model = estfx.transform(LlamaForCausalLM(config).to(device), estfx.Schedule.est(TOTAL_STEPS), compile=False)
+    model = estfx.transform(LlamaForCausalLM(config).to(device), estfx.Schedule.compound(TOTAL_STEPS), compile=False)
     # skipped layers have no gradient, which DDP must be told to expect
     ddp = DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-3)

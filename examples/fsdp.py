@@ -38,7 +38,7 @@ def main() -> None:
         eos_token_id=0,
     )
     # compile=False, because compiling would take longer than these few steps
-    model = estfx.transform(LlamaForCausalLM(config).to(kind), estfx.Schedule.est(TOTAL_STEPS), compile=False)
+    model = estfx.transform(LlamaForCausalLM(config).to(kind), estfx.Schedule.compound(TOTAL_STEPS), compile=False)
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -30,7 +30,7 @@ class Evolving(lightning.LightningModule):
         super().__init__()
         config = GPT2Config(n_layer=4, n_embd=64, n_head=4, vocab_size=256, n_positions=64)
         # compile=False, because compiling would take longer than these few steps
-        self.model = estfx.transform(GPT2LMHeadModel(config), estfx.Schedule.est(TOTAL_STEPS), compile=False)
+        self.model = estfx.transform(GPT2LMHeadModel(config), estfx.Schedule.compound(TOTAL_STEPS), compile=False)
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """The loss of a batch."""

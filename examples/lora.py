@@ -10,7 +10,7 @@ TOTAL_STEPS = 15
 
 
 def main() -> None:
-    """Trains the adapters through the three stages, and merges them into the model."""
+    """Trains adapters on a part of the model that grows, and merges them into the model."""
     torch.manual_seed(0)
     config = LlamaConfig(
         num_hidden_layers=4,
@@ -25,7 +25,7 @@ def main() -> None:
     base = LlamaForCausalLM(config)  # yours would come out of from_pretrained
     adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
     # the model with its adapters; compile=False, because compiling would take longer than these few steps
-    model = estfx.transform(adapted.base_model.model, estfx.Schedule.est(TOTAL_STEPS), compile=False)
+    model = estfx.transform(adapted.base_model.model, estfx.Schedule.growing(TOTAL_STEPS), compile=False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     adapted.train()
     for step in range(TOTAL_STEPS):

@@ -14,11 +14,11 @@ def main() -> None:
     config = GPT2Config(n_layer=4, n_embd=64, n_head=4, vocab_size=256, n_positions=64)
     model = GPT2LMHeadModel(config)
     # compile=False, because compiling would take longer than these few steps
-    model = estfx.transform(model, estfx.Schedule.est(TOTAL_STEPS), compile=False)
+    model = estfx.transform(model, estfx.Schedule.compound(TOTAL_STEPS), compile=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()
     for step in range(TOTAL_STEPS):
-        model.set_step(step)  # picks the stage, draws the subnetwork
+        model.set_step(step)  # says which part this step trains
         tokens = torch.randint(256, (4, 32))
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()

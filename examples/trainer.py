@@ -35,7 +35,7 @@ def main() -> None:
         bos_token_id=0,
         eos_token_id=0,
     )
-    schedule = estfx.Schedule.est(TOTAL_STEPS)
+    schedule = estfx.Schedule.compound(TOTAL_STEPS)
     model = LlamaForCausalLM(config)
     plan = estfx.plan(model, schedule, batch_size=BATCH_SIZE, seq_len=SEQ_LEN)
     # compile=False, because compiling would take longer than these few steps

@@ -313,6 +313,7 @@ class _Loaded(HTMLParser):
             self.addresses.append(given.get("href") or "")
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_the_site_builds_and_needs_no_network(tmp_path):
     site = tmp_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]

@@ -56,4 +56,4 @@ def test_the_run_is_valid():
     config = RunConfig.load(EXAMPLES / "train.yaml").resolved()
     assert config.model.config["num_hidden_layers"] == 4
     steps = config.train.total_steps
-    assert config.schedule.build(steps) == Schedule.est(steps)
+    assert config.schedule.build(steps) == Schedule.compound(steps)

@@ -376,6 +376,7 @@ def test_a_kv_cache_while_training_runs_the_whole_layer_and_says_so(caplog: pyte
     assert sum("KV cache" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_a_model_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = build("llama_grouped", num_hidden_layers=2)

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from estfx.cli.commands.bench import bench
 from estfx.cli.commands.dump import dump
 from estfx.cli.commands.inspect import inspect
+from estfx.cli.commands.models import models
 from estfx.cli.commands.plan import plan
 from estfx.cli.commands.report import report
 from estfx.cli.commands.train import train
@@ -41,11 +42,11 @@ class _TellsFaults(TyperGroup):
 app = typer.Typer(
     name="estfx",
     cls=_TellsFaults,
-    help="Evolving Subnetwork Training: train a random part of a decoder, and let it grow until it is the whole.",
+    help="Evolving Subnetwork Training: train a part of a decoder, and let it grow until it is the whole.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, inspect, plan, dump, bench, report):
+for command in (train, models, inspect, plan, dump, bench, report):
     app.command()(command)
 
 

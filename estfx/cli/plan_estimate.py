@@ -22,9 +22,10 @@ from estfx.training import (
     merged_options,
     model_types,
     small_options,
+    tokens_of,
 )
 
-__all__ = ["ASSUMED_MFU", "Estimate", "estimated", "mfu_measured", "run_settings"]
+__all__ = ["ASSUMED_MFU", "Estimate", "estimated", "mfu_measured", "of_bytes", "run_settings"]
 
 ASSUMED_MFU = 0.4  # of a well-tuned training run of a dense decoder on such GPUs
 
@@ -100,7 +101,10 @@ def run_settings(name: str, options: Mapping[str, Any], model: nn.Module, plan: 
     config = dict(options)
     if name in model_types():  # of which a run would take a small one, where nothing is said
         small = small_options(name, vocab_size=257, seq_len=plan.seq_len, end_of_text=256)
-        config = {key: getattr(model.config, key) for key in merged_options(name, small, {})} | config
+        planned = {key: getattr(model.config, key) for key in merged_options(name, small, {})}
+        if of_bytes(name, options, model):
+            planned |= {key: value for key, value in small.items() if key == "vocab_size" or key.endswith("_token_id")}
+        config = planned | config
     warmup = min(TrainSettings().warmup_steps, max(1, schedule.total_steps // 10))
     return RunConfig(
         model=ModelSettings(name=name, config=config),
@@ -109,4 +113,16 @@ def run_settings(name: str, options: Mapping[str, Any], model: nn.Module, plan: 
         schedule=ScheduleSettings(
             **{name: getattr(schedule, name) for name in Schedule.model_fields if name != "total_steps"},
         ),
+    )
+
+
+def of_bytes(name: str, options: Mapping[str, Any], model: nn.Module) -> str | None:
+    """What to say of a run whose vocabulary is that of bytes, since nobody said which it is; else None."""
+    if name not in model_types() or "vocab_size" in options:
+        return None
+    tokens = tokens_of(DataSettings().tokenizer).vocab_size
+    config: Any = model.config
+    return (
+        f"note: the run reads its text as bytes, so its vocab_size is {tokens}; the figures shown are for "
+        f"{config.get_text_config().vocab_size:,}. For others set data.tokenizer and model.config.vocab_size there."
     )

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from estfx.costs.flops import measure_surroundings
+from estfx.costs.flops import Surroundings, measure_surroundings
 from estfx.costs.layer_costs import LayerCosts
 from estfx.costs.parameters_at_work import CallAtWork, parameters_at_work
+from estfx.costs.shown_plan import plan_blocks, plan_chart
+from estfx.costs.stage_plan import StagePlan
 from estfx.errors import ScheduleError
-from estfx.programs import analysed, possible_counts, stage_counts
+from estfx.programs import Variant, analysed, possible_counts, stage_counts
 from estfx.schedules import Schedule, Stage, layers_of_stage
-from estfx.tracing import LayerPatterns, sized_inputs, trace
+from estfx.showing import Block, Shown
+from estfx.tracing import LayerCall, LayerPatterns, sized_inputs, trace
 
-__all__ = ["Plan", "StagePlan", "plan"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-
-class StagePlan(BaseModel):
-    """A stage and what one optimizer step on one batch costs in it; where layers are drawn, on the average of draws."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    start: int  # first optimizer step
-    stop: int  # one past the last
-    heads: float  # keep fractions asked for
-    neurons: float
-    layers: float
-    flops_layers: float  # forward and backward, in the layers alone
-    flops_model: float  # embedding, LM head and all else counted too
-    parameters: float  # numbers that take part
-    activation_bytes: float  # kept for the backward pass by the layers when run uncompiled
-    units: dict[str, tuple[int, int]] = {}  # heads (and channels), neurons, layers: how many are kept, of how many
-    flops_forward: dict[str, float] = {}  # of the layers' forward pass, by part; empty where it cannot be told
-
-    @property
-    def steps(self) -> int:
-        return self.stop - self.start
+__all__ = ["Plan", "plan", "plans"]
 
 
-class Plan(BaseModel):
+class Plan(Shown, BaseModel):
     """A schedule's costs on a model. FLOPs are counted without regard to causality, and no recomputation is counted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +62,20 @@ class Plan(BaseModel):
         """The fraction of the whole model's training FLOPs that the schedule saves."""
         return 1 - sum(s.steps * s.flops_model for s in self.stages) / (self.whole.steps * self.whole.flops_model)
 
+    def plot(self, path: str | Path | None = None, *, title: str | None = None) -> Figure:
+        """Draws the FLOPs of a step over the steps, as a figure of matplotlib; writes it to `path`, if one is given.
+
+        Raises SettingsError if matplotlib is missing or the file cannot be written.
+        """
+        saved = f"{self.saving_model:.1%} of the model's FLOPs saved, {self.saving_layers:.1%} of the layers'"
+        return plan_chart(self.stages, self.whole, f"{title}: {saved}" if title else saved, path)
+
+    def _blocks(self) -> Iterator[Block]:
+        saved = f"{self.saving_layers:.2%} of the layers', {self.saving_model:.2%} of the whole model's"
+        programs = f"{self.programs} graphs of layers for one batch shape, and some around the layers"
+        lines = (f"FLOPs saved     {saved}", f"compilations    {programs}")
+        return plan_blocks(self.stages, self.whole, (self.batch_size, self.seq_len), lines)
+
 
 def plan(
     model: nn.Module,
@@ -91,16 +93,50 @@ def plan(
 
     Raises ScheduleError if the schedule does not say how many steps there are in all.
     """
-    if schedule.total_steps is None:
-        raise ScheduleError(
-            "the schedule has no total_steps, so its last stage has no end. Say it: Schedule(..., total_steps=150_000)."
-        )
+    (found,) = plans(
+        model,
+        [schedule],
+        batch_size=batch_size,
+        seq_len=seq_len,
+        example_inputs=example_inputs,
+        layers=layers,
+    )
+    return found
+
+
+def plans(
+    model: nn.Module,
+    schedules: Sequence[Schedule],
+    *,
+    batch_size: int,
+    seq_len: int,
+    example_inputs: object = None,
+    layers: LayerPatterns | None = None,
+) -> list[Plan]:
+    """The plan of each schedule, as `plan` makes it; the model is traced once."""
+    for schedule in schedules:
+        if schedule.total_steps is None:
+            raise ScheduleError(
+                "the schedule has no total_steps, so its last stage has no end. Say it: Schedule(..., "
+                "total_steps=150_000)."
+            )
     decoder = trace(model, example_inputs, layers=layers)
     variants = {name: analysed(traced) for name, traced in decoder.traced.items()}
     surroundings = measure_surroundings(decoder, sized_inputs(model, example_inputs, batch_size, seq_len))
     costs = LayerCosts(model, layers, decoder, variants, batch_size, seq_len)
     calls = [(info.call, variants[info.program]) for info in decoder.infos.values()]
+    return [_planned(schedule, calls, costs, surroundings, batch_size, seq_len) for schedule in schedules]
 
+
+def _planned(
+    schedule: Schedule,
+    calls: Sequence[tuple[LayerCall, Variant]],
+    costs: LayerCosts,
+    surroundings: Surroundings,
+    batch_size: int,
+    seq_len: int,
+) -> Plan:
+    assert schedule.total_steps is not None
     droppable = {
         call.name: {role.name: role.axis.size for role in variant.roles.found}
         for call, variant in calls
@@ -158,6 +194,6 @@ def plan(
         whole=stage_plan(Stage(start=0), 0, schedule.total_steps),
         programs=sum(
             len({counts for stage in schedule.stages for counts in possible_counts(schedule, variant.roles, stage)})
-            for variant in variants.values()
+            for variant in {id(variant): variant for _, variant in calls}.values()
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 from math import ceil
 from typing import Literal, TypeVar
@@ -13,9 +14,12 @@ from estfx.errors import ScheduleError
 from estfx.schedules import Schedule
 from estfx.tracing import LayerPatterns
 
-__all__ = ["schedule_for_saving", "schedule_saving"]
+__all__ = ["little_left", "schedule_for_saving", "schedule_saving"]
 
 S = TypeVar("S", bound=Schedule)
+log = logging.getLogger(__name__)
+
+LEAST_WHOLE = 0.2  # of a run; of less for the whole model nothing was measured (docs/quality.md)
 
 
 def schedule_for_saving(
@@ -34,7 +38,7 @@ def schedule_for_saving(
 
     With the preset `compound` it is a shallow and narrow model that grows, with `stacking` one that is shallow
     alone, with `growing` one that is narrow alone, with `est` the paper's stages, drawn anew at every step. Without
-    one it is `compound`, which lost least in most of what was measured (docs/quality.md), but `growing` for a model
+    one it is `compound`, which lost least in nearly all that was measured (docs/quality.md), but `growing` for a model
     that was loaded, since the other two overwrite layers. `keep` is the fraction of heads and neurons with
     `growing` (by default 0.25), of layers with `stacking`, of all of them with `est` and `compound` (0.5).
 
@@ -44,11 +48,24 @@ def schedule_for_saving(
 
     Raises ScheduleError if the stages cannot save as much, however late the last one begins.
     """
-    if preset is None:
-        preset = "growing" if getattr(model, "name_or_path", "") else "compound"
-    schedule = Schedule.of_preset(preset, total_steps, keep)
+    schedule = Schedule.of_preset(preset, total_steps, keep, loaded=bool(getattr(model, "name_or_path", "")))
     found = plan(model, schedule, batch_size=batch_size, seq_len=seq_len, example_inputs=example_inputs, layers=layers)
-    return schedule_saving(found, schedule, saving)
+    found_schedule = schedule_saving(found, schedule, saving)
+    if (warning := little_left(found_schedule)) is not None:
+        log.warning("%s", warning)
+    return found_schedule
+
+
+def little_left(schedule: Schedule) -> str | None:
+    """A warning, if a schedule leaves the whole model less than a fifth of the run; else None."""
+    total, last = schedule.total_steps, schedule.stages[-1]
+    if total is None or total - last.start >= LEAST_WHOLE * total:
+        return None
+    return (
+        f"stage {len(schedule.stages)} is left {total - last.start:,} of {total:,} steps "
+        f"({(total - last.start) / total:.1%}). With less than {LEAST_WHOLE:.0%} for the last stage no loss was "
+        "measured. Save less, or keep less in the stages before."
+    )
 
 
 def schedule_saving(plan: Plan, schedule: S, target: float) -> S:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,17 +16,12 @@ from matplotlib.typing import LineStyleType
 from estfx.run_report.contents import Contents, RunContents
 from estfx.run_report.curves import AXES, Floats
 from estfx.run_report.trained_units import RoleMap, TrainedUnits
+from estfx.showing import GROUND, MUTED, RUNS, SHADE
 
-__all__ = ["COLOURS", "TITLES", "figures_of", "style", "word"]
+__all__ = ["TITLES", "figures_of", "word"]
 
-TEXT, MUTED, GRID, GROUND, SHADE = "#1f2329", "#59626d", "#d6dbe1", "#fdfdfe", "#e1e8f2"
-RUNS = ("#0b62b8", "#b8460b", "#0f7a56", "#7d3fd6", "#a5226d", "#6b6200")
 DASHES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (2, 1)), (0, (6, 2, 1, 2)))
 MARKERS = "osD^vP"
-COLOURS: Mapping[str, str] = {  # by the name that the page gives a colour, in which it may be another
-    "text": TEXT, "muted": MUTED, "grid": GRID, "ground": GROUND, "shade": SHADE,
-    **{f"run-{number}": colour for number, colour in enumerate(RUNS, start=1)},
-}  # fmt: skip
 AXIS_LABELS = {
     "step": "optimizer steps",
     "tokens": "tokens trained on",
@@ -39,31 +32,6 @@ TITLES = {f"loss-{axis}": f"Loss against {AXIS_LABELS[axis]}" for axis in AXES} 
     "seconds": "Seconds of every step",
     "graphs": "Graphs compiled",
 }
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Has matplotlib's settings for these figures in force while they are drawn and written."""
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": "estfx",  # the same figure is the same file
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "text.parse_math": False,  # a run may be called $x$
-        "text.color": TEXT,
-        "axes.labelcolor": MUTED,
-        "axes.edgecolor": GRID,
-        "axes.facecolor": "none",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "grid.color": GRID,
-        "figure.facecolor": GROUND,
-        "legend.frameon": False,
-    }
-    with matplotlib.rc_context(settings):
-        yield
 
 
 def figures_of(contents: Contents, legend: bool) -> Iterator[tuple[str, Figure]]:

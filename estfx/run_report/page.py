@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from estfx.run_report.contents import Contents, RunContents
 from estfx.run_report.curves import AXES
-from estfx.run_report.figures import COLOURS, TITLES, figures_of, style, word
+from estfx.run_report.figures import TITLES, figures_of, word
 from estfx.run_report.svg import inline
 from estfx.run_report.trained_units import COLUMNS, RoleMap
+from estfx.showing import LIGHT, style
 from estfx.training import LEFT_OUT
 
 __all__ = ["page"]
@@ -53,7 +54,7 @@ def page(contents: Contents) -> str:
         compared=[each for each in runs if each.facts["against_dense"] is not None],
         environment=_environment(contents),
         left_out=LEFT_OUT,
-        light=COLOURS,
+        light=LIGHT,
         dark=DARK,
         dashes=_DASHES,
         markers=_MARKERS,

@@ -7,7 +7,7 @@ import re
 
 from matplotlib.figure import Figure
 
-from estfx.run_report.figures import COLOURS
+from estfx.showing import LIGHT
 
 __all__ = ["inline"]
 
@@ -28,7 +28,7 @@ def inline(figure: Figure, name: str, title: str) -> str:
     text = text.replace("<svg", f'<svg role="img" aria-label="{_escaped(title)}"', 1)
     text = re.sub(r'( id="|"#|url\(#)', rf"\1{name}-", text)
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d{2,}", _shorter, path[0]), text)
-    for variable, colour in COLOURS.items():
+    for variable, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{variable})")
     return text.replace("xlink:href", "href")
 

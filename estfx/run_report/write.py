@@ -59,7 +59,8 @@ def _write_text(contents: Contents, output: Format, file: Path) -> None:
 
 
 def _write_figures(contents: Contents, output: Format, folder: Path) -> None:
-    from estfx.run_report.figures import figures_of, style
+    from estfx.run_report.figures import figures_of
+    from estfx.showing import style
 
     folder.mkdir(parents=True, exist_ok=True)
     with style():

@@ -4,6 +4,7 @@ In go a schedule, a seed, a step and what there is to draw; out comes which laye
 """
 
 from estfx.schedules.draws import SCORES, Draw, PolicyName, Scores, draw_units, selection_policy
+from estfx.schedules.presets import default_preset
 from estfx.schedules.schedule import PRESETS, Schedule
 from estfx.schedules.stage import Count, Fraction, Share, Stage, kept_count
 from estfx.schedules.step_draw import (
@@ -32,6 +33,7 @@ __all__ = [
     "StepDraw",
     "Subnetwork",
     "UnitScores",
+    "default_preset",
     "draw_step",
     "draw_units",
     "kept_count",

@@ -10,7 +10,7 @@ from estfx.errors import ScheduleError
 from estfx.schedules.stage import Stage, whole_number
 from estfx.settings import nearest
 
-__all__ = ["est_stages", "growing_stages"]
+__all__ = ["default_preset", "est_stages", "growing_stages"]
 
 _CURVES: dict[str, Callable[[float], float]] = {  # from 0 at 0 to 1 at 1
     "linear": lambda x: x,
@@ -20,6 +20,15 @@ _CURVES: dict[str, Callable[[float], float]] = {  # from 0 at 0 to 1 at 1
 
 # EST (arXiv 2406.06962): the first two stages end at 20k and 70k of 150k steps
 _EST_STAGE_2, _EST_STAGE_3, _EST_STEPS = 20, 70, 150
+
+
+def default_preset(*, loaded: bool = False) -> str:
+    """The preset of a run that names none, in Python as on the command line.
+
+    It is `compound`, which lost least in nearly all runs of the lengths that were measured (docs/quality.md). For a
+    model that was loaded it is `growing`: the other overwrites layers with copies of others until they join.
+    """
+    return "growing" if loaded else "compound"
 
 
 def est_stages(total: int, keep: float) -> tuple[Stage, ...]:
@@ -67,6 +76,6 @@ def growing_stages(
     if any(after.start <= before.start for before, after in pairwise(stages)):
         raise ScheduleError(
             f"{total} steps are too few: {num_stages} stages would start at "
-            f"{', '.join(str(stage.start) for stage in stages)}. Use fewer stages."
+            f"{', '.join(str(stage.start) for stage in stages)}. Use fewer stages, or more steps."
         )
     return tuple(stages)

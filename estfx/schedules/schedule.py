@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NoReturn, Self
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NoReturn, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from estfx.errors import EstfxError, ScheduleError
 from estfx.schedules.draws import SCORES, PolicyName
-from estfx.schedules.presets import est_stages, growing_stages
+from estfx.schedules.presets import default_preset, est_stages, growing_stages
+from estfx.schedules.shown_stages import stages_blocks, stages_chart
 from estfx.schedules.stage import Count, Share, Stage, checked_step, checked_total, kept_count
+from estfx.schedules.stage_order import check_copies, check_order
 from estfx.settings import Settings, nearest
+from estfx.showing import Block, Shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PRESETS", "Schedule"]
 
@@ -21,7 +27,7 @@ __all__ = ["PRESETS", "Schedule"]
 PRESETS = ("est", "growing", "stacking", "compound")  # those whose stages grow to the whole
 
 
-class Schedule(Settings):
+class Schedule(Shown, Settings):
     """The stages of a training run, from the first step to the last.
 
     `policy` says which units a draw keeps: `random` ones (EST), a `window`, one contiguous run of them, or what a
@@ -76,22 +82,7 @@ class Schedule(Settings):
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> Self:
-        if not self.stages:
-            raise ValueError("a schedule needs at least one stage, and its first must start at step 0.")
-        if self.stages[0].start != 0:
-            raise ValueError(f"stage 1 starts at step {self.stages[0].start}; the first stage must start at step 0.")
-        for number, (before, after) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=1):
-            if after.start <= before.start:
-                raise ValueError(
-                    f"stage {number + 1} starts at step {after.start}, but stage {number} starts at {before.start}; "
-                    "starts must rise."
-                )
-        last = self.stages[-1].start
-        if self.total_steps is not None and last >= self.total_steps:
-            raise ValueError(
-                f"stage {len(self.stages)} starts at step {last}, but the run ends after {self.total_steps} steps; "
-                "raise total_steps or leave the stage out."
-            )
+        check_order(self.stages, self.total_steps)
         return self
 
     @model_validator(mode="after")
@@ -116,17 +107,7 @@ class Schedule(Settings):
                 "joining_layers=copies is for layers that stay what they are once they run: with resample_every=never "
                 f"and a policy that ranks nothing; got resample_every={self.resample_every}, policy={self.policy}."
             )
-        for number, (before, after) in enumerate(pairwise(self.stages), start=2):
-            if after.layers < before.layers:
-                raise ValueError(
-                    f"joining_layers=copies is for depth that grows; stage {number} runs {after.layers} of the layers, "
-                    f"the one before {before.layers}."
-                )
-            if after.layers > before.layers and min(after.heads, after.neurons) < 1 and self.draws != "shared":
-                raise ValueError(
-                    f"in stage {number} copies of layers join with a part of their units, which must be those that the "
-                    "layer they are copied from has trained: use draws=shared."
-                )
+        check_copies(self.stages, shared=self.draws == "shared")
         return self
 
     @property
@@ -253,17 +234,16 @@ class Schedule(Settings):
         )
 
     @classmethod
-    def of_preset(cls, preset: str, total_steps: int, keep: float | None = None) -> Self:
-        """One of `PRESETS`, with `keep` for its own fractions, as `estfx.schedule_for_saving` has it."""
-        if preset == "est":
-            return cls.est(total_steps) if keep is None else cls.est(total_steps, keep)
-        if preset == "compound":
-            return cls.compound(total_steps) if keep is None else cls.compound(total_steps, keep=keep)
-        if preset == "stacking":
-            return cls.stacking(total_steps) if keep is None else cls.stacking(total_steps, layers=keep)
-        if preset != "growing":
+    def of_preset(
+        cls, preset: str | None, total_steps: int, keep: float | None = None, *, loaded: bool = False
+    ) -> Self:
+        """One of `PRESETS`, or without a name the default; `keep` is as `estfx.schedule_for_saving` has it."""
+        name = preset or default_preset(loaded=loaded)
+        if name not in PRESETS:
             raise ScheduleError(f"unknown preset {preset!r}; {nearest(str(preset), PRESETS)}")
-        return cls.growing(total_steps) if keep is None else cls.growing(total_steps, heads=keep, neurons=keep)
+        kept = {"growing": ("heads", "neurons"), "stacking": ("layers",)}.get(name, ("keep",))
+        made: Self = getattr(cls, name)(total_steps, **({} if keep is None else dict.fromkeys(kept, keep)))
+        return made
 
     @property
     def scales(self) -> bool:
@@ -287,6 +267,16 @@ class Schedule(Settings):
     def drawn_at(self, step: int) -> int:
         """The first of the steps that share the draw of `step`."""
         return 0 if self.resample_every == "never" else step - step % self.resample_every
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draws what is kept over the steps, as a figure of matplotlib; writes it to `path`, if one is given.
+
+        Raises SettingsError if matplotlib is missing or the file cannot be written, ScheduleError without total_steps.
+        """
+        return stages_chart(self.stages, self.total_steps, path)
+
+    def _blocks(self) -> Iterator[Block]:
+        return stages_blocks(self.stages, self.total_steps, self.resample_every)
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
         """Returns the index (from 0) of the stage in force at `step`, and the stage.

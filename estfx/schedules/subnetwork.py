@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+
+from estfx.showing import Block, Cells, Shown, compact
 
 __all__ = ["Subnetwork"]
 
 
 @dataclass(frozen=True)
-class Subnetwork:
+class Subnetwork(Shown):
     """The part of the model that one optimizer step trains.
 
     `layers` says by layer name whether it runs; `units` gives, for each layer that runs, the kept indices by role
@@ -29,3 +31,13 @@ class Subnetwork:
         listed under its name in each of them, with the layer's own draw.
         """
         return self._parameters()
+
+    def _blocks(self) -> Iterator[Block]:
+        """A row for each layer: which of its units are kept."""
+        yield f"step {self.step}: {sum(self.layers.values())} of {len(self.layers)} layers run"
+        roles = list(dict.fromkeys(role for kept in self.units.values() for role in kept))
+        rows = []
+        for name, runs in self.layers.items():
+            kept = {role: compact(units.tolist()) for role, units in self.units.get(name, {}).items()}
+            rows.append((name, *(kept.get(role, "") if runs else "skipped" for role in roles)))
+        yield Cells(("layer", *roles), rows, words=frozenset(range(len(roles) + 1)))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from estfx.training.learning_rate import DECAY as DECAY
     from estfx.training.model_presets import small_options as small_options
     from estfx.training.model_spec import build_model as build_model
+    from estfx.training.model_spec import holds_weights as holds_weights
     from estfx.training.model_spec import merged_options as merged_options
     from estfx.training.model_spec import model_types as model_types
     from estfx.training.model_spec import parse_options as parse_options
@@ -53,6 +54,7 @@ _MODULES = {
     "default_folder": "estfx.training.run_folder",
     "documents": "estfx.training.document_sources",
     "environment": "estfx.training.run_folder",
+    "holds_weights": "estfx.training.model_spec",
     "held_out_of": "estfx.training.text_data",
     "is_held_out": "estfx.training.text_data",
     "merged_options": "estfx.training.model_spec",
@@ -81,6 +83,7 @@ __all__ = [
     "documents",
     "environment",
     "held_out_of",
+    "holds_weights",
     "is_held_out",
     "merged_options",
     "model_types",

@@ -19,7 +19,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from estfx.errors import EstfxError
 from estfx.settings import SettingsError, nearest, parse_json, parse_yaml
 
-__all__ = ["BuiltModel", "build_model", "known_options", "merged_options", "model_types", "parse_options"]
+__all__ = [
+    "BuiltModel",
+    "build_model",
+    "holds_weights",
+    "known_options",
+    "merged_options",
+    "model_types",
+    "parse_options",
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def build_model(
     if ".py:" in spec or spec.endswith(".py"):
         return _from_factory(spec, options)
     if os.path.isdir(spec):
-        config, weights = _folder_config(Path(spec), options), any(Path(spec).glob("*.safetensors"))
+        config, weights = _folder_config(Path(spec), options), holds_weights(spec)
     elif spec in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         config, weights = _configured(spec, options), False
     else:
@@ -62,6 +70,11 @@ def build_model(
         if sum(parameter.numel() for parameter in model.parameters()) > weightless_above:
             return BuiltModel(model, mode=mode)
     return BuiltModel(_from_weights(Path(spec), config) if weights else _from_config(spec, config))
+
+
+def holds_weights(spec: str) -> bool:
+    """Whether `spec` is a folder from which `build_model` loads weights."""
+    return os.path.isdir(spec) and any(Path(spec).glob("*.safetensors"))
 
 
 def model_types() -> list[str]:

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from estfx.schedules import SCORES, Count, Fraction, PolicyName, Schedule, Share, Stage
+from estfx.errors import ScheduleError
+from estfx.schedules import SCORES, Count, Fraction, PolicyName, Schedule, Share, Stage, default_preset
 from estfx.settings import Settings, SettingsError, nearest
 from estfx.training.document_sources import STANDARD_LIBRARY
 from estfx.training.model_presets import small_options
-from estfx.training.model_spec import merged_options, model_types, parse_options
+from estfx.training.model_spec import holds_weights, merged_options, model_types, parse_options
 from estfx.training.text_data import BYTES, tokens_of
 
 __all__ = ["DataSettings", "ModelSettings", "RunConfig", "ScheduleSettings", "TrainSettings"]
@@ -54,7 +55,8 @@ class TrainSettings(Settings):
     learning_rate_falls_with: Literal["steps", "flops"] = "steps"  # flops: more slowly while the stages are small
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 30  # optimizer steps, of a linear warm-up from 0
     rewarm_steps: Annotated[int, Field(ge=0, strict=True)] = 0  # the same again at the beginning of each later stage
-    # what joins at a later stage adds nothing at first; null: so it is, if the part is drawn once and not ranked
+    # what joins at a later stage adds nothing at first; null: so it is, if the part is drawn once and not ranked, and
+    # the model is a new one
     zero_joining: bool | None = Field(default=None, strict=True)
     optimizer_state: Literal["kept", "reset"] = "kept"  # Adam's running means, at the beginning of each later stage
     weight_decay: NotNegative = 0.1  # of matrices; norms and biases have none
@@ -98,9 +100,10 @@ _GROWING = ("resample_every", "kept_units", "joining_layers", "draws")
 class ScheduleSettings(Settings):
     """A preset, or the stages themselves; the rest as in `Schedule`."""
 
-    # est, unless stages are given; growing: a part, drawn once, that grows; stacking: a part of the layers, and then
-    # copies of them; compound: with a part of heads and neurons too, in two steps (for the three, resample_every is
-    # never and kept_units as_is, if they are not given); dense: always whole
+    # null: compound, unless stages are given, or growing for a model that is loaded; est: the paper's; growing: a part,
+    # drawn once, that grows; stacking: a part of the layers, and then copies of them; compound: with a part of heads
+    # and neurons too, in two steps (for the three, resample_every is never and kept_units as_is, if they are not
+    # given); dense: always whole
     preset: Literal["est", "growing", "stacking", "compound", "constant", "dense"] | None = None
     # of layers, heads and neurons, with growing of heads and neurons, with stacking of layers; null: 0.5, growing 0.25
     keep: Fraction | None = None
@@ -131,8 +134,17 @@ class ScheduleSettings(Settings):
             raise ValueError("the preset dense keeps everything; leave keep out.")
         return self
 
-    def build(self, total_steps: int) -> Schedule:
-        """Returns the schedule for a run of that many steps."""
+    def build(self, total_steps: int, *, loaded: bool = False) -> Schedule:
+        """Returns the schedule for a run of that many steps, of a model whose weights are loaded or of a new one."""
+        try:
+            return self._built(total_steps, loaded)
+        except ScheduleError as fault:
+            if self.preset is not None or self.stages is not None:
+                raise
+            default = default_preset(loaded=loaded)
+            raise ScheduleError(f"{fault} The schedule is {default}, the default; name another: preset=est.") from None
+
+    def _built(self, total_steps: int, loaded: bool) -> Schedule:
         own = {name: getattr(self, name) for name in Schedule.model_fields if name not in ("stages", "total_steps")}
         if self.stages is not None:
             stages = self.stages
@@ -141,7 +153,7 @@ class ScheduleSettings(Settings):
         elif self.preset == "dense":
             stages = (Stage(start=0),)
         else:
-            preset = Schedule.of_preset(self.preset or "est", total_steps, self.keep)
+            preset = Schedule.of_preset(self.preset, total_steps, self.keep, loaded=loaded)
             stages = preset.stages
             own |= {name: getattr(preset, name) for name in _GROWING if name not in self.model_fields_set}
         return Schedule(stages=stages, total_steps=total_steps, **own)
@@ -178,8 +190,9 @@ class RunConfig(Settings):
                 end_of_text=tokens.end_of_text,
             )
             config = merged_options(self.model.name, small, config)
+        loaded = holds_weights(self.model.name)
         schedule = {
-            **self.schedule.build(self.train.total_steps).model_dump(exclude={"total_steps"}),
+            **self.schedule.build(self.train.total_steps, loaded=loaded).model_dump(exclude={"total_steps"}),
             "preset": None,
             "keep": None,
         }
@@ -187,7 +200,7 @@ class RunConfig(Settings):
         train = self.train
         if train.zero_joining is None:
             once = schedule["resample_every"] == "never" and schedule["policy"] not in SCORES
-            train = train.model_copy(update={"zero_joining": once})
+            train = train.model_copy(update={"zero_joining": once and not loaded})
         return self.model_copy(update={"model": model, "train": train, "schedule": ScheduleSettings(**schedule)})
 
 

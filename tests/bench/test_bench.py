@@ -109,6 +109,7 @@ def test_layer_drop_passes_layers_over() -> None:
     assert len(reached) == 2
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_an_arm_that_fails_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no memory left")
@@ -171,6 +172,7 @@ def test_the_peak_is_what_tensors_took_at_once() -> None:
     assert found.left == pytest.approx(2**22, abs=8192)
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_a_compiled_function_takes_less_at_once() -> None:
     def step(x: torch.Tensor) -> torch.Tensor:
         return (((x + 1) * 2).exp() - 3).sum()
@@ -183,6 +185,7 @@ def test_a_compiled_function_takes_less_at_once() -> None:
     assert fused.peak < 2**20 < 2 * 2**22 <= eager.peak
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_the_command_prints_json(tmp_path: Any) -> None:
     values = [f"{key}={TINY[key]}" for key in ("batch_size", "seq_len", "rounds", "warmup")]
     options = [word for value in values for word in ("--set", value)]

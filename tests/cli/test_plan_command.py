@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,56 @@ def test_the_table_and_the_json_say_the_same() -> None:
     assert "40% (assumed) of 989 TFLOPs a second" in text.stdout
     assert found["estimate"]["cost"] == pytest.approx(6 * found["estimate"]["hours"])
     assert found["plan"]["stages"][0]["units"] == {"heads": [2, 4], "neurons": [64, 128], "layers": [1, 2]}
-    assert found["plan"]["programs"] == 2
+    assert found["plan"]["programs"] == 3  # a half, three quarters and the whole
+    papers = found["est"]
+    assert [stage["start"] for stage in papers["stages"]] == [0, 133, 467]
+    saved = 1 - sum((s["stop"] - s["start"]) * s["flops_model"] for s in papers["stages"]) / (
+        1000 * papers["whole"]["flops_model"]
+    )
+    assert (
+        f"--preset est, the paper's, saves {saved:.2%} of the whole model's, and is whole from step 467" in text.stdout
+    )
+    assert "instead" not in run("--preset", "stacking").stdout
+
+
+def test_the_papers_schedule_is_compared_at_the_same_saving_or_not_at_all() -> None:
+    found = json.loads(run("--target-saving", 0.1, "--json").stdout)
+    papers = found["est"]
+    saved = [stage["steps"] if "steps" in stage else stage["stop"] - stage["start"] for stage in papers["stages"]]
+    spent = sum(n * stage["flops_model"] for n, stage in zip(saved, papers["stages"], strict=True))
+    assert 1 - spent / (1000 * papers["whole"]["flops_model"]) == pytest.approx(0.1, abs=2e-3)
+    assert found["saving"]["model"] == pytest.approx(0.1, abs=2e-3)
+
+
+def test_little_is_left_for_the_whole() -> None:
+    result = run("--target-saving", 0.25)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"warning: stage 3 is left \d+ of 1,000 steps \([\d.]+%\)\. With less than 20%", result.stderr)
+    assert "warning" not in run().stderr
+
+
+def test_a_run_of_bytes_says_that_its_vocabulary_is_another(tmp_path: Path) -> None:
+    config = ["n_layer=2", "n_embd=16", "n_head=2", "n_positions=64"]
+    given = [word for value in config for word in ("--config", value)]
+    result = CliRunner().invoke(app, ["plan", "gpt2", *given, *SIZES, "--out", str(tmp_path / "run.yaml")])
+    assert "its vocab_size is 257; the figures shown are for 50,257" in result.stderr
+    written = RunConfig.load(tmp_path / "run.yaml").resolved().model.config
+    assert (written["vocab_size"], written["eos_token_id"]) == (257, 256)
+    assert "vocab_size is" not in run("--out", tmp_path / "own.yaml").stderr  # which says a vocab_size itself
+    assert RunConfig.load(tmp_path / "own.yaml").model.config["vocab_size"] == 300
+
+
+def test_it_prints_and_draws_itself(tmp_path: Path) -> None:
+    plan = planned(Schedule.est(1000))
+    assert "activations" in str(plan)
+    assert f"{plan.saving_layers:.2%} of the layers'" in str(plan)
+    assert str(plan).splitlines()[2] == run("--preset", "est").stdout.splitlines()[3].rstrip()
+    pytest.importorskip("matplotlib")
+    (axes,) = plan.plot(tmp_path / "plan.svg", title="tiny").axes
+    assert "tiny: " in (tmp_path / "plan.svg").read_text()
+    (filled,) = [patch for patch in axes.patches if patch.get_label() == "computed"]
+    heights = [stage.flops_model / plan.whole.flops_model for stage in plan.stages]
+    assert list(filled.get_data().values) == pytest.approx(heights)
 
 
 def test_a_run_to_be_trained(tmp_path: Path) -> None:
@@ -131,6 +181,7 @@ def test_a_run_to_be_trained(tmp_path: Path) -> None:
     assert resolved.model.config["n_layer"] == 2
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_a_plan_of_a_factory(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"

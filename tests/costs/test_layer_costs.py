@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import pytest
 import torch
 from hand_written import HIDDEN, NEURONS, VOCABULARY, Attention, Decoder, PreNorm
 from torch import nn
@@ -31,6 +32,7 @@ class Recurrent(nn.Module):
         return self.out(torch.stack(states, 1)) + self.attention(x_BTD)
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_a_recurrence_beside_attention_costs_what_its_matrices_do() -> None:
     batch, length = 3, 50
     schedule = Schedule(stages=[Stage(start=0)], total_steps=4)

@@ -133,6 +133,7 @@ def test_what_runs_is_what_the_plan_counts(name: str) -> None:
         assert counter.get_total_flops() == planned.stages[stage].flops_model
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_a_plan_needs_no_weights() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -105,6 +105,7 @@ def test_the_callback_can_be_made_again_from_its_state(evolving, tmp_path):
     assert EvolvingCallback.from_state(state).state() == callback.state()
 
 
+@pytest.mark.sweep(day=1, days=2)
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for an attribute by its old name
 def test_the_model_is_found_within_adapters(evolving, tmp_path):
     peft = pytest.importorskip("peft")

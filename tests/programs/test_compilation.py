@@ -84,6 +84,7 @@ def trained(model: Any, step: int, ids: torch.Tensor) -> float:
     return value
 
 
+@pytest.mark.sweep(day=0, days=2)
 @pytest.mark.usefixtures("quick")
 def test_after_a_warm_up_no_stage_and_no_known_length_compiles_anything(caplog: pytest.LogCaptureFixture) -> None:
     model = estfx.transform(build("gpt2"), STAGES)
@@ -121,6 +122,7 @@ def test_a_warm_up_leaves_no_trace() -> None:
     assert trained(twin, 4, ids) == one
 
 
+@pytest.mark.sweep(day=0, days=2)
 @pytest.mark.usefixtures("quick")
 def test_a_warm_up_before_the_first_step_leaves_none_set() -> None:
     ids = tokens()
@@ -133,6 +135,7 @@ def test_a_warm_up_before_the_first_step_leaves_none_set() -> None:
         model.eval().warmup(input_ids=ids)
 
 
+@pytest.mark.sweep(day=1, days=2)
 @pytest.mark.usefixtures("quick")
 def test_a_recompilation_is_told_once_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
     model = estfx.transform(build("gpt2"), STAGES)

@@ -67,6 +67,7 @@ def test_an_arm_that_is_another_one_stopped_is_not_run(plans):
     ]
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_what_is_solved_is_written_down_once(plans, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "RUNS", tmp_path)
     first = plans.solved("dense")

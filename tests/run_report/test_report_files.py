@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from estfx.cli.main import app
 from estfx.run_report import contents_of, read_runs, write_report
-from estfx.run_report.figures import COLOURS
 from estfx.run_report.page import DARK, page
+from estfx.showing import LIGHT
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "link", "br"}
@@ -98,7 +98,7 @@ def test_the_page_can_be_read_out(both):
         assert section in found.ids
 
 
-@pytest.mark.parametrize("colours", [COLOURS, DARK])
+@pytest.mark.parametrize("colours", [LIGHT, DARK])
 def test_colours_stand_out_from_their_ground(colours):
     def luminance(colour):
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -109,9 +109,10 @@ def test_colours_stand_out_from_their_ground(colours):
         for ground in ("ground", "shade") if name != "text" else ("ground",):
             light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= (least if ground == "ground" else 3), (name, ground)
-    assert set(DARK) == set(COLOURS)
+    assert set(DARK) == set(LIGHT)
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_names_are_escaped(evolving, tmp_path):
     odd = evolving.rename(tmp_path / "_<b>&$x$\"'")
     text = page(contents_of(read_runs([odd])))
@@ -187,6 +188,7 @@ def test_figures_are_written(evolving, whole, tmp_path, output, magic):
     assert (tmp_path / "a" / "figures" / f"loss-step.{output}").read_bytes().startswith(magic)
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_several_runs_are_written_about_in_the_current_folder(evolving, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert report("evolving", "whole").stdout == "report.html\n"

@@ -297,6 +297,7 @@ def of_language_model(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.T
     return output.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.sweep(day=1, days=2)
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for an attribute by its old name
 def test_peft() -> None:
     peft = pytest.importorskip("peft")

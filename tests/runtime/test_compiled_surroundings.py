@@ -147,6 +147,7 @@ def test_in_eval_mode_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == []
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_what_torch_compile_does_not_take_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     model = estfx.transform(decoder(Printing()), STAGES, **IDS)
     plain = estfx.transform(decoder(Scaled()), STAGES, compile_outside=False, **IDS)
@@ -156,6 +157,7 @@ def test_what_torch_compile_does_not_take_runs_as_it_is(caplog: pytest.LogCaptur
     assert said.startswith("the module Printing runs as it is, uncompiled, since torch.compile does not take it: ")
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_a_recompilation_is_told_once_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
     model = estfx.transform(decoder(Scaled()), STAGES, **IDS)
     with caplog.at_level(logging.WARNING):

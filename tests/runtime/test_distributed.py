@@ -229,6 +229,7 @@ def in_bfloat16() -> Any:
     return train(model, model)
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_fsdp_with_a_mixed_precision_policy() -> None:
     model = evolving()
     losses, drawn = train(model, model)
@@ -263,6 +264,7 @@ def counted() -> list[tuple[int, dict[str, int]]]:
     return found
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_skipped_layers_are_neither_gathered_nor_reduced() -> None:
     for found in on_ranks(counted):
         (two, part), (four, all_layers), (_, whole) = found

@@ -117,6 +117,7 @@ class Annealed(nn.Module):
         return x_BTD
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_a_number_that_is_another_at_every_call_is_told(caplog: pytest.LogCaptureFixture) -> None:
     model = estfx.transform(Annealed(), STAGES, example_inputs=(torch.randn(2, 5, HIDDEN), 1.0), compile=False)
     for step in range(8):

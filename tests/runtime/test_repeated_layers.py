@@ -301,6 +301,7 @@ class CalledInWays(Around):
         return x
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_calls_that_compute_something_else_have_a_kind_of_their_own() -> None:
     model = CalledInWays()
     want = gradients(model)

@@ -1,4 +1,5 @@
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estfx.errors import ScheduleError
-from estfx.schedules.schedule import Schedule
+from estfx.schedules.presets import default_preset
+from estfx.schedules.schedule import PRESETS, Schedule
 from estfx.schedules.stage import Stage
 
 
@@ -168,3 +170,22 @@ def test_a_growing_schedule_that_cannot_be_is_refused(options, message):
     with pytest.raises(ScheduleError) as caught:
         Schedule.growing(100, **options)
     assert message in str(caught.value)
+
+
+def test_one_default_for_all_that_name_no_preset():
+    assert Schedule.of_preset(None, 100) == Schedule.compound(100)
+    assert Schedule.of_preset(None, 100, 0.6) == Schedule.compound(100, keep=0.6)
+    assert Schedule.of_preset(None, 100, loaded=True) == Schedule.growing(100)
+    assert default_preset() in PRESETS
+    with pytest.raises(ScheduleError, match="unknown preset 'ets'; did you mean 'est'"):
+        Schedule.of_preset("ets", 100)
+
+
+def test_it_prints_its_stages():
+    text = str(Schedule.est(150_000))
+    assert text.startswith("3 stages over 150,000 steps\n")
+    assert re.search(r"^ 2 +20,000 +50,000 +0\.5 +0\.5 +1$", text, re.MULTILINE)
+    assert text.endswith("the part is drawn anew every step")
+    assert "the rest" in str(Schedule.constant(0.5))
+    assert str(Schedule.compound(100)).endswith("the part is drawn once")
+    assert "anew every 5 steps" in str(Schedule(stages=[Stage(start=0)], resample_every=5))

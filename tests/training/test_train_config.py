@@ -1,4 +1,5 @@
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from estfx.errors import EstfxError, ScheduleError
 from estfx.schedules.schedule import Schedule
@@ -6,10 +7,26 @@ from estfx.schedules.stage import Stage
 from estfx.training.train_config import RunConfig
 
 
-def test_the_default_is_a_gpt2_through_the_papers_stages():
+def test_the_default_is_a_gpt2_that_grows_by_the_default_preset():
     config = RunConfig.load()
     assert config.model.name == "gpt2"
-    assert config.schedule.build(config.train.total_steps) == Schedule.est(config.train.total_steps)
+    assert config.schedule.build(config.train.total_steps) == Schedule.compound(config.train.total_steps)
+    assert config.resolved().train.zero_joining
+
+
+def test_a_model_that_is_loaded_keeps_its_layers_and_weights(tmp_path):
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=300)).save_pretrained(tmp_path)
+    config = RunConfig.load(None, [f"model.name={tmp_path}"]).resolved()
+    assert config.schedule.build(config.train.total_steps) == Schedule.growing(config.train.total_steps)
+    assert not config.train.zero_joining
+
+
+def test_what_does_not_go_with_the_default_says_that_it_is_the_default():
+    settings = RunConfig.load(None, ["schedule.resample_every=5"]).schedule
+    with pytest.raises(
+        ScheduleError, match=r"got resample_every=5.* The schedule is compound, the default; name anoth"
+    ):
+        settings.build(100)
 
 
 def test_overrides_come_after_the_file_in_order(tmp_path):
@@ -68,7 +85,10 @@ def test_a_constant_schedule_keeps_half_unless_told():
         ("train.compile=maybe", "compile must be 'auto', True or False, got 'maybe'"),
         ("schedule.keep=2", "schedule: keep must be less than or equal to 1, got 2"),
         ("schedule.stages=[{start: 1}]", "the first stage must start at step 0"),
-        ("train.total_steps=3", "at least 4 steps"),
+        (
+            "train.total_steps=3",
+            "Use fewer stages, or more steps. The schedule is compound, the default",
+        ),
         ("nonsense", "expected key=value, got 'nonsense'"),
     ],
 )

@@ -92,6 +92,7 @@ def test_a_stopped_run_goes_on_to_the_bit_and_with_one_process_when_told(way: st
     assert_same(alone, tmp_path / "one")
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_a_run_of_one_process_goes_on_in_shards(alone: Path, tmp_path: Path) -> None:
     shutil.copytree(alone, tmp_path / "run")
     for late in ("summary.json", "model", "checkpoints/checkpoint-12"):
@@ -119,6 +120,7 @@ def trained_apart(folder: Path) -> str | None:
     return None
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_ranks_whose_gradients_nobody_averages_are_told_so(tmp_path: Path) -> None:
     for said in on_ranks(trained_apart, tmp_path):
         assert said is not None

@@ -84,6 +84,7 @@ def test_the_checkpoint_is_an_ordinary_one(finished):
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 257)
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_the_resolved_configuration_repeats_the_run(finished, tmp_path):
     folder, _ = finished
     again = RunConfig.load(folder / "config.yaml")
@@ -95,6 +96,7 @@ def test_the_resolved_configuration_repeats_the_run(finished, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_a_llama_trains_as_well(tmp_path):
     summary = run(
         tmp_path, "model.name=llama", "model.config.num_key_value_heads=2", "model.config.intermediate_size=32"

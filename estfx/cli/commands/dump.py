@@ -17,7 +17,10 @@ def dump(
     stage: Annotated[int, typer.Option("--stage", metavar="N", help="The stage, from 1.")] = 1,
     schedule: Annotated[
         Path | None,
-        typer.Option("--schedule", metavar="FILE", help="A schedule in YAML. Default: the three stages of the paper."),
+        typer.Option("--schedule", metavar="FILE", help="A schedule in YAML. Default: what --preset says."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="In place of --schedule, over 150,000 steps; as for estfx plan.")
     ] = None,
     config: ConfigValues = None,
     layers: LayerNames = None,
@@ -42,13 +45,19 @@ def dump(
     from estfx.errors import ScheduleError
     from estfx.schedules import Schedule
     from estfx.settings import SettingsError
-    from estfx.training import build_model, parse_options, quiet_transformers
+    from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
 
     chosen = [name for name, asked in (("json", as_json), ("diff", diff), ("code", code)) if asked]
     if len(chosen) + (output != "text") > 1 and not (as_json and output == "json" and len(chosen) == 1):
         given = [f"--{name}" for name in chosen] + ([f"--format {output}"] if output != "text" else [])
         raise SettingsError(f"{' and '.join(given)} exclude each other; choose one.")
-    stages = Schedule.from_yaml(schedule) if schedule is not None else Schedule.est(150_000)
+    if schedule is not None and preset is not None:
+        raise SettingsError("give either --schedule or --preset.")
+    stages = (
+        Schedule.from_yaml(schedule)
+        if schedule is not None
+        else Schedule.of_preset(preset, 150_000, loaded=holds_weights(model))
+    )
     if not 1 <= stage <= len(stages.stages):
         raise ScheduleError(f"there is no stage {stage}; the schedule has the stages 1 to {len(stages.stages)}.")
     with quiet_transformers():

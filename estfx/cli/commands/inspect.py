@@ -34,6 +34,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(report.model_dump(mode="json"), indent=2))
     else:
-        from estfx.cli.report_table import print_report, print_tree
+        from estfx.cli.report_tree import print_tree
+        from estfx.showing import print_shown
 
-        (print_tree if tree else print_report)(Console(), report)
+        (print_tree if tree else print_shown)(Console(), report)

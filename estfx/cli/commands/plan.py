@@ -1,6 +1,7 @@
 """`estfx plan`."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ def plan(
     model: Model,
     schedule: Annotated[
         Path | None,
-        typer.Argument(metavar="[SCHEDULE.yaml]", help="A schedule. Default: the three stages of the paper."),
+        typer.Argument(metavar="[SCHEDULE.yaml]", help="A schedule. Default: what --preset says."),
     ] = None,
     config: ConfigValues = None,
     layers: LayerNames = None,
@@ -29,7 +30,8 @@ def plan(
         str | None,
         typer.Option(
             "--preset",
-            help="In place of SCHEDULE: est, the paper's stages (the default), growing, stacking, or compound.",
+            help="In place of SCHEDULE: compound (the default), stacking, est, the paper's stages, or growing, the "
+            "default for a folder with weights.",
         ),
     ] = None,
     keep: Annotated[
@@ -73,12 +75,12 @@ def plan(
     estfx plan llama --config num_hidden_layers=80 --config hidden_size=8192 --hardware h200 --num-devices 64
     """
     _refuse(target_saving, hardware, plot, out)
-    from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, run_settings
-    from estfx.costs import plan as plan_of
-    from estfx.costs import schedule_saving
+    from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
+    from estfx.costs import little_left, plans, schedule_saving
+    from estfx.errors import ScheduleError
     from estfx.schedules import Schedule
     from estfx.settings import SettingsError
-    from estfx.training import build_model, parse_options, quiet_transformers
+    from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
 
     if hardware is None and (mfu is not None or bench is not None or price is not None or num_devices != 1):
         raise SettingsError("--mfu, --bench, --price and --num-devices say how fast some hardware is: add --hardware.")
@@ -89,48 +91,60 @@ def plan(
     stages = (
         Schedule.from_yaml(schedule)
         if schedule is not None
-        else Schedule.of_preset(preset or "est", total_steps or 150_000, keep)
+        else Schedule.of_preset(preset, total_steps or 150_000, keep, loaded=holds_weights(model))
     )
     if schedule is not None and total_steps is not None:
         stages = stages.model_copy(update={"total_steps": total_steps})
+    compared = [stages]
+    if schedule is None and preset is None:
+        with suppress(ScheduleError):  # of fewer steps than stages
+            compared.append(Schedule.of_preset("est", total_steps or 150_000, keep))
     options = parse_options(config or ())
     with quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
         with built.mode:
-            found = plan_of(
+            found, *others = plans(
                 built.model,
-                stages,
+                compared,
                 batch_size=batch_size,
                 seq_len=seq_len,
                 example_inputs=built.example_inputs,
                 layers=layers or None,
             )
+    papers = others[0] if others else None
     if target_saving is not None:
         stages = schedule_saving(found, stages, target_saving)
         found = found.with_boundaries(stages)
+        planned, papers = papers, None
+        if planned is not None:
+            with suppress(ScheduleError):  # where it cannot save as much
+                papers = planned.with_boundaries(schedule_saving(planned, compared[1], target_saving))
     estimate: Estimate | None = None
     if hardware is not None:
         measured = mfu_measured(bench) if bench is not None else None
         estimate = estimated(found, hardware, num_devices, mfu, measured, price)
     if plot is not None:
-        from estfx.cli.plan_plot import plot_plan
-
-        plot_plan(found, f"{model}, batches of {batch_size} × {seq_len} tokens", plot)
+        found.plot(plot, title=model)
     if out is not None:
         run_settings(model, options, built.model, found, stages).to_yaml(out)
+        if note := of_bytes(model, options, built.model):
+            typer.echo(note, err=True)
     if as_json:
         shown: dict[str, Any] = {
             "model": model,
             "schedule": stages.model_dump(mode="json"),
             "plan": found.model_dump(mode="json"),
             "saving": {"layers": found.saving_layers, "model": found.saving_model},
+            "est": None if papers is None else papers.model_dump(mode="json"),
             "estimate": None if estimate is None else estimate.model_dump(mode="json"),
         }
         typer.echo(json.dumps(shown, indent=2))
     else:
         from estfx.cli.plan_table import print_plan
 
-        print_plan(Console(), model, found, estimate)
+        print_plan(Console(), model, found, estimate, papers=papers)
+    if (warning := little_left(stages)) is not None:
+        typer.echo(f"warning: {warning}", err=True)
     for path in filter(None, (plot, out)):
         typer.echo(f"written to {path}", err=True)
 

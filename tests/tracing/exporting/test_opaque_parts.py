@@ -154,6 +154,7 @@ def test_a_part_is_the_model_with_the_other_heads_masked() -> None:
     torch.testing.assert_close(got["layers.0.attention.out.weight"], want["layers.0.attention.out.weight"])
 
 
+@pytest.mark.sweep(day=0, days=2)
 def test_it_runs_within_a_compiled_program(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     plain = chain()
@@ -210,6 +211,7 @@ def test_a_part_that_keeps_something_leaves_the_layer_whole() -> None:
         assert "calls" in layer.notes[0]
 
 
+@pytest.mark.sweep(day=1, days=2)
 def test_a_written_graph_can_be_read_and_says_what_it_lacks() -> None:
     (graph,) = estfx.trace(chain(), (stream(),)).programs.values()
     again = graph_module(GraphRecord.model_validate_json(graph_record(graph).model_dump_json()), "Block")

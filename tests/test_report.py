@@ -4,8 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from estfx.cli.report_table import print_report
 from estfx.report import AxisReport, LayerReport, Report
+from estfx.showing import print_shown
 
 
 def layer(name, program, droppable=True, axes=(), notes=()):
@@ -14,7 +14,7 @@ def layer(name, program, droppable=True, axes=(), notes=()):
 
 def printed(report, width):
     file = io.StringIO()
-    print_report(Console(file=file, width=width), report)
+    print_shown(Console(file=file, width=width), report)
     return file.getvalue()
 
 
@@ -69,3 +69,9 @@ def test_layers_of_a_kind_that_differ_are_told_apart():
         "h.10, 11 (2): no graph, cannot be skipped",
     ]
     assert "h.2, 5 (2): Block, may be skipped\n- it is odd\n" in printed(report, 80)
+
+
+def test_it_prints_as_the_command_does():
+    report = Report(model="Model", layers=[layer("h.0", "Block", axes=[HEADS, NEURONS])])
+    assert str(report).split() == printed(report, 120).split()
+    assert "coupled by a norm [of it]" in report._repr_html_()
