@@ -46,12 +46,20 @@ def test_every_step_is_written_down(finished):
     folder, _ = finished
     steps = [line for line in lines_of(folder) if line["kind"] == "step"]
     assert [line["step"] for line in steps] == list(range(8))
+    assert [line["stage"] for line in steps] == [1, 1, 2, 2, 3, 3, 3, 3]
+    assert [line["layers"] for line in steps] == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert [line["heads"] for line in steps] == [1, 1, 4, 4, 4, 4, 4, 4]  # three quarters of two heads are two
+    assert [line["neurons"] for line in steps] == [32, 32, 96, 96, 128, 128, 128, 128]
+    assert all(math.isfinite(line["loss"]) and line["seconds"] > 0 and line["tokens"] == 32 for line in steps)
+    assert steps[0]["flops"] < steps[2]["flops"] < steps[4]["flops"]
+
+
+def test_a_part_is_drawn_anew_at_every_step(tmp_path):
+    run(tmp_path / "est", "schedule.preset=est")
+    steps = [line for line in lines_of(tmp_path / "est") if line["kind"] == "step"]
     assert [line["stage"] for line in steps] == [1, 2, 2, 2, 3, 3, 3, 3]
-    assert [line["layers"] for line in steps] == [1, 2, 2, 2, 2, 2, 2, 2]
     assert [line["heads"] for line in steps] == [1, 2, 2, 2, 4, 4, 4, 4]
     assert [line["neurons"] for line in steps] == [32, 64, 64, 64, 128, 128, 128, 128]
-    assert all(math.isfinite(line["loss"]) and line["seconds"] > 0 and line["tokens"] == 32 for line in steps)
-    assert steps[0]["flops"] < steps[1]["flops"] < steps[4]["flops"]
 
 
 def test_the_summary_holds_the_figures(finished):
@@ -164,7 +172,7 @@ def test_a_tracker_is_told_the_figures_of_the_subnetwork(tmp_path, monkeypatch):
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
     run(tmp_path / "run", "train.report_to=[tensorboard]")
     steps = [logs for logs in told if "loss" in logs]
-    assert [logs["estfx/stage"] for logs in steps] == [1, 2, 2, 2, 3, 3, 3, 3]
+    assert [logs["estfx/stage"] for logs in steps] == [1, 1, 2, 2, 3, 3, 3, 3]
     assert steps[-1]["estfx/flops"] > steps[0]["estfx/flops"] > 0
 
 
