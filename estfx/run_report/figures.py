@@ -60,8 +60,9 @@ def _losses(runs: Sequence[RunContents], axis: str, legend: bool) -> Figure:
         point = "." if len(curves.loss) == 1 else None
         axes.plot(curves.at[axis], curves.loss, color=line["color"], alpha=0.3, linewidth=0.6)
         axes.plot(curves.at[axis], curves.smoothed, **line, linewidth=1.4, marker=point)
+        dots = ":" if len(curves.held_out) > 2 else "none"  # no straight line from the beginning to the end
         axes.plot(
-            curves.held_out_at[axis], curves.held_out, color=line["color"], linewidth=0.8, linestyle=":",
+            curves.held_out_at[axis], curves.held_out, color=line["color"], linewidth=0.8, linestyle=dots,
             marker=MARKERS[number % 6], markersize=4, markerfacecolor=GROUND, clip_on=False,
         )  # fmt: skip
     _frame_losses(axes, runs)

@@ -68,6 +68,7 @@ def page(contents: Contents) -> str:
         duration=_duration,
         of_dense=_of_dense,
         compilations=_compilations,
+        compiled=any(each.facts["compiled"] is not False for each in contents.runs),
         column_of_steps=_column_of_steps,
         what=_what,
         word=word,

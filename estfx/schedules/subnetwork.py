@@ -32,6 +32,8 @@ class Subnetwork(Shown):
         """
         return self._parameters()
 
+    _repr_pretty_ = Shown._repr_pretty_  # a dataclass's own repr would come first
+
     def _blocks(self) -> Iterator[Block]:
         """A row for each layer: which of its units are kept."""
         yield f"step {self.step}: {sum(self.layers.values())} of {len(self.layers)} layers run"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -42,7 +42,7 @@ class Shown(ABC):
         from rich.console import Console
 
         file = StringIO()
-        print_shown(Console(file=file, width=WIDTH, color_system=None, legacy_windows=False), self)
+        print_shown(Console(file=file, width=WIDTH, color_system=None, force_jupyter=False), self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -50,6 +50,9 @@ class Shown(ABC):
 
         for block in self._blocks():
             yield _table(block) if isinstance(block, Cells) else Text(block)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # of IPython, which would show the repr
 
     def _repr_html_(self) -> str:
         return "\n".join(_html(block) for block in self._blocks())

@@ -67,7 +67,8 @@ class TrainSettings(Settings):
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # of autocast; the weights stay in float32
     distribution: Literal["ddp", "fsdp"] = "ddp"  # over several processes: the model on each, or its shards (FSDP2)
     gradient_checkpointing: bool = Field(default=False, strict=True)  # the kind that is not reentrant
-    eval_every: Count | None = None  # optimizer steps between held-out losses; none: before and after
+    # optimizer steps between held-out losses; null: a tenth of the run; never: before and after alone
+    eval_every: Count | Literal["never"] | None = None
     save_every: Count | None = None  # optimizer steps; none: no checkpoints but when told to terminate
     keep_checkpoints: Count = 2  # the last ones
     report_to: Annotated[Sequence[str], AfterValidator(tuple)] = ()  # trackers, as Trainer names them: [tensorboard]
@@ -198,6 +199,8 @@ class RunConfig(Settings):
         }
         model = ModelSettings(name=self.model.name, config=config)
         train = self.train
+        if train.eval_every is None:
+            train = train.model_copy(update={"eval_every": max(1, round(train.total_steps / 10))})
         if train.zero_joining is None:
             once = schedule["resample_every"] == "never" and schedule["policy"] not in SCORES
             train = train.model_copy(update={"zero_joining": once and not loaded})

@@ -65,14 +65,16 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         )
     console.print(table)
     loss, saved, wall = summary["held_out_loss"], summary["flops_saved"], summary["wall_seconds"]
-    compiled = "compiled" if summary["compiled"] else "NOT compiled"
+    compiled = summary["compiled"]
     for line in (
-        f"Medians of one run, {compiled}; the first {LEFT_OUT} steps of each stage compile and are left out.",
+        f"Medians of one run, compiled; the first {LEFT_OUT} steps of each stage compile and are left out."
+        if compiled
+        else f"Medians of one run; the first {LEFT_OUT} steps of each stage are left out.",
         f"held-out loss   {loss['before']:.4f} before, {loss['after']:.4f} after (whole model, nats a token, "
         f"{loss['tokens']} tokens)",
         f"FLOPs saved     {saved['layers']:.2%} of the layers', {saved['model']:.2%} of the whole model's",
-        f"took            {wall['total']:.0f} s: {wall['prepare']:.0f} s to prepare, {wall['train']:.0f} s to train "
-        "(compilation included)",
+        f"took            {wall['total']:.0f} s: {wall['prepare']:.0f} s to prepare, {wall['train']:.0f} s to train"
+        + compiled * " (compilation included)",
         f"written to      {summary['folder']}",
     ):
         console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -139,9 +139,9 @@ def train(
                     f"`estfx train --resume --out {folder}` goes on.",
                     stops.interrupted,
                 )
-            if config.train.eval_every is None:  # else Trainer has done so
+            if not any(line["step"] == config.train.total_steps for line in _held_out(run)):
                 trainer.evaluate()
-            held_out = [line["held_out_loss"] for line in run.metrics() if line["kind"] == "eval"]
+            held_out = [line["held_out_loss"] for line in _held_out(run)]
         model.eval()
         trainer.save_pretrained(run.model)
         summary: dict[str, Any] = {
@@ -165,6 +165,11 @@ def train(
         }
         run.write_summary(summary)
     return summary
+
+
+def _held_out(run: RunFolder) -> list[dict[str, Any]]:
+    """What was measured on held-out text, in order."""
+    return [line for line in run.metrics() if line["kind"] == "eval"]
 
 
 def _resumed(config: RunConfig | None, run: RunFolder, accept_changes: bool) -> RunConfig:
@@ -288,8 +293,8 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         prediction_loss_only=True,
-        eval_strategy="no" if settings.eval_every is None else "steps",
-        eval_steps=settings.eval_every,
+        eval_strategy="steps" if isinstance(settings.eval_every, int) else "no",
+        eval_steps=settings.eval_every if isinstance(settings.eval_every, int) else None,
         save_strategy="no" if settings.save_every is None else "steps",
         save_steps=settings.save_every or 500,
         report_to="none",

@@ -62,6 +62,8 @@ def test_a_summary_fits_80_columns_and_names_both_savings():
     text = file.getvalue()
     assert "26.67% of the layers', 19.50% of the whole model's" in text
     assert "5.5000 before, 1.5000 after" in text
-    assert "NOT compiled" in text
+    assert "compil" not in text  # since it was not
     assert "first 3 steps of each stage" in text
     assert "…" not in text  # nothing cut off
+    print_summary(Console(file=file, width=80), summary | {"compiled": True})
+    assert "Medians of one run, compiled; the first 3 steps of each stage compile and are left out" in file.getvalue()

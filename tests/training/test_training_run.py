@@ -54,6 +54,14 @@ def test_every_step_is_written_down(finished):
     assert steps[0]["flops"] < steps[2]["flops"] < steps[4]["flops"]
 
 
+@pytest.mark.parametrize(("every", "steps"), [("null", range(9)), ("3", [0, 3, 6, 8]), ("never", [0, 8])])
+def test_held_out_losses_are_taken_on_the_way_and_at_the_end(tmp_path, every, steps):
+    summary = run(tmp_path / "run", f"train.eval_every={every}")
+    taken = {line["step"]: line["held_out_loss"] for line in lines_of(tmp_path / "run") if line["kind"] == "eval"}
+    assert list(taken) == list(steps)
+    assert summary["held_out_loss"]["after"] == taken[8]
+
+
 def test_a_part_is_drawn_anew_at_every_step(tmp_path):
     run(tmp_path / "est", "schedule.preset=est")
     steps = [line for line in lines_of(tmp_path / "est") if line["kind"] == "step"]
@@ -65,7 +73,7 @@ def test_a_part_is_drawn_anew_at_every_step(tmp_path):
 def test_the_summary_holds_the_figures(finished):
     folder, summary = finished
     assert summary == json.loads((folder / "summary.json").read_text())
-    before, after = [line["held_out_loss"] for line in lines_of(folder) if line["kind"] == "eval"]
+    before, *_, after = [line["held_out_loss"] for line in lines_of(folder) if line["kind"] == "eval"]
     assert (summary["held_out_loss"]["before"], summary["held_out_loss"]["after"]) == (before, after)
     assert after < before
     assert 0 < summary["flops_saved"]["model"] < summary["flops_saved"]["layers"] < 1
