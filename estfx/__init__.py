@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from estfx.errors import VerifyError as VerifyError
     from estfx.evolving import EvolvingModel as EvolvingModel
     from estfx.evolving import evolving_within as evolving_within
+    from estfx.integrations import ddp_hook as ddp_hook
     from estfx.programs import load_compiled as load_compiled
     from estfx.programs import save_compiled as save_compiled
     from estfx.report import AxisReport as AxisReport
@@ -65,6 +66,7 @@ _MODULES = {
     "UnsupportedModelError": "estfx.errors",
     "VerifyError": "estfx.errors",
     "Walk": "estfx.axes",
+    "ddp_hook": "estfx.integrations",
     "draw_units": "estfx.schedules",
     "dump": "estfx.dumping",
     "inspect": "estfx.report",
@@ -101,6 +103,7 @@ __all__ = [
     "UnsupportedModelError",
     "VerifyError",
     "Walk",
+    "ddp_hook",
     "draw_units",
     "dump",
     "evolving_within",

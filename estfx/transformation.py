@@ -53,7 +53,7 @@ def transform(
     check_ranks_every: int = 100,
     verify: bool = True,
 ) -> Any:
-    """Makes a decoder train as the schedule says: first a random part of it, in the end the whole.
+    """Makes a decoder train as the schedule says: first a part of it, in the end the whole.
 
     Returns the model that it was given: same parameters, same `state_dict` keys, same class name. Call
     `model.set_step(step)` before each optimizer step; in eval mode the model is the original one, always whole.

@@ -10,7 +10,7 @@ from estfx.runtime.fused_loss import check_fusible, deferred_logits, fused
 from estfx.runtime.idle_units import IdleUnits
 from estfx.runtime.joining_units import zero_joining
 from estfx.runtime.layer_mount import Call, Mount, is_mounted, mount, unmount
-from estfx.runtime.model_state import made_with, numbers_left_out
+from estfx.runtime.model_state import made_with, numbers_left_out, part_at_work
 from estfx.runtime.mounted_layers import MountedLayers
 from estfx.runtime.optimizer_hooks import parameters_held, watch
 from estfx.runtime.rank_agreement import RankAgreement, check_gradients
@@ -42,6 +42,7 @@ __all__ = [
     "mount_outside",
     "numbers_left_out",
     "parameters_held",
+    "part_at_work",
     "unmount",
     "unmount_outside",
     "warm_up",

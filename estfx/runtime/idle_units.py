@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from estfx.runtime.follower import Follower, StepState
 from estfx.runtime.mounted_layers import MountedLayers
-from estfx.runtime.narrowed_parameters import narrowed_parameters, owned_by
+from estfx.runtime.narrowed_parameters import PartAtWork
 from estfx.runtime.optimizer_hooks import parameters_held
 from estfx.runtime.sharded_tensors import local_indices, local_part
 from estfx.schedules import Schedule
@@ -31,14 +31,14 @@ class IdleUnits(Follower):
     def __init__(self, schedule: Schedule, layers: MountedLayers) -> None:
         super().__init__()
         self.watches_optimizers = schedule.leaves_idle_alone
-        self._layers = layers
+        self.part = PartAtWork(layers)
         self._known: tuple[object, Slices] | None = None  # of a draw, which may serve many steps
         self._kept: dict[Optimizer, list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]] = {}
 
     def twin(self) -> Self:
         """One for a copy of the model, whose parameters are others."""
         made = super().twin()
-        made._known, made._kept = None, {}
+        made.part, made._known, made._kept = self.part.twin(), None, {}
         return made
 
     def before_optimizer(self, state: StepState, model: nn.Module, optimizer: Optimizer) -> None:
@@ -62,22 +62,13 @@ class IdleUnits(Follower):
                 here.index_copy_(dim, index, values)
 
     def _slices(self, state: StepState, model: nn.Module) -> Slices:
-        at_work = {name: units for name, units in state.drawn.items() if state.running[name]}
-        drawn = ((name, role, own.tobytes()) for name, roles in at_work.items() for role, own in roles.items())
-        key = (*at_work, *drawn, *map(id, model.parameters()))  # the layers that run, the units of each, and of what
-        if self._known is None or self._known[0] != key:
+        at_work = self.part.of(state, model)
+        if self._known is None or self._known[0] is not at_work:
             by_name = dict(model.named_parameters())
-            slices = [
-                _slice(by_name[name], dim, own)
-                for name, dims in narrowed_parameters(self._layers, self._layers.variants(model), state, model).items()
-                for dim, own in dims.items()
-            ]
-            paths = self._layers.paths
-            running = {path for name, path in paths.items() if state.running[name]}
-            skipped = [model.get_submodule(path) for path in set(paths.values()) - running]
-            for name in owned_by(model, skipped).values():  # which have gradients of zeros with set_to_none=False
-                slices.append(_slice(by_name[name], 0, torch.zeros(0, dtype=torch.int64)))
-            self._known = key, slices
+            self._known = (
+                at_work,
+                [_slice(by_name[name], dim, own) for name, dims in at_work.items() for dim, own in dims.items()],
+            )
         return self._known[1]
 
 

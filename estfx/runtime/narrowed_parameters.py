@@ -1,8 +1,9 @@
-"""Which rows and columns of a model's parameters take part in a step, and how many numbers of them do not."""
+"""Which rows and columns of a model's parameters take part in a step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import nn
@@ -13,7 +14,37 @@ from estfx.programs import Variant, resolve
 from estfx.runtime.follower import StepState
 from estfx.runtime.mounted_layers import MountedLayers
 
-__all__ = ["narrowed_parameters", "numbers_left_out", "owned_by"]
+__all__ = ["PartAtWork", "narrowed_parameters", "owned_by"]
+
+
+class PartAtWork:
+    """The kept indices of all parameters that are not whole in a step, those of skipped layers too, which keep none.
+
+    A draw may serve many steps, so what was found for the last one is kept.
+    """
+
+    def __init__(self, layers: MountedLayers) -> None:
+        self._layers = layers
+        self._known: tuple[object, dict[str, dict[int, torch.Tensor]]] | None = None
+
+    def twin(self) -> Self:
+        """One for a copy of the model."""
+        return type(self)(self._layers)
+
+    def of(self, state: StepState, model: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
+        """By name and dimension, ascending, int64. The same object, as long as the same is at work."""
+        at_work = {name: units for name, units in state.drawn.items() if state.running[name]}
+        drawn = ((name, role, own.tobytes()) for name, roles in at_work.items() for role, own in roles.items())
+        key = (*at_work, *drawn, *map(id, model.parameters()))  # the layers that run, the units of each, and of what
+        if self._known is None or self._known[0] != key:
+            found = narrowed_parameters(self._layers, self._layers.variants(model), state, model)
+            paths = self._layers.paths
+            running = {path for name, path in paths.items() if state.running[name]}
+            skipped = [model.get_submodule(path) for path in set(paths.values()) - running]
+            for name in owned_by(model, skipped).values():
+                found[name] = {0: torch.zeros(0, dtype=torch.int64)}
+            self._known = key, found
+        return self._known[1]
 
 
 def narrowed_parameters(
@@ -60,23 +91,6 @@ def narrowed_parameters(
             if len(union) < sizes[name][dim]:
                 found.setdefault(name, {})[dim] = torch.tensor(sorted(union), dtype=torch.int64)
     return found
-
-
-def numbers_left_out(layers: MountedLayers, state: StepState, model: nn.Module) -> int:
-    """How many numbers of a model's parameters take no part in a step.
-
-    Of a parameter that several layers share, those that none of them reads.
-    """
-    left: dict[int, int] = {}
-    for layer, kind in layers.kinds.items():
-        module = model.get_submodule(layers.paths[layer])
-        variant = layers.variant(layer, module) or kind.first
-        for path, at_work in layers.program(variant, state.counts[layer]).numbers_at_work.items():
-            parameter = resolve(module, path)
-            if isinstance(parameter, nn.Parameter):
-                out = parameter.numel() - at_work if state.running[layer] else parameter.numel()
-                left[id(parameter)] = min(out, left.get(id(parameter), out))
-    return sum(left.values())
 
 
 def owned_by(model: nn.Module, layers: list[nn.Module]) -> dict[int, str]:

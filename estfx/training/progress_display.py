@@ -85,11 +85,13 @@ class ProgressDisplay:
         self._stage = activity.stage
 
     def held_out(self, step: int, loss: float) -> None:
-        """Shows a held-out loss after so many steps; in plain lines only the first, since the summary has the last."""
+        """Shows a held-out loss after so many steps; in plain lines not the last, which the summary has."""
         if self._view is not None:
             self._view.held_out.append((step, loss))
         elif step == 0:
             self.say(f"held-out loss of the untrained model: {loss:.4f}")
+        elif step < self._total_steps:
+            self.say(f"held-out loss after {step} steps: {loss:.4f}")
 
     def say(self, line: str) -> None:
         """Prints a line, above the picture if there is one."""

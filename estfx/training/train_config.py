@@ -1,6 +1,7 @@
 """What a training run is made of: read from YAML, changed by `--set a.b=c`, and resolved to the last value."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -200,7 +201,7 @@ class RunConfig(Settings):
         model = ModelSettings(name=self.model.name, config=config)
         train = self.train
         if train.eval_every is None:
-            train = train.model_copy(update={"eval_every": max(1, round(train.total_steps / 10))})
+            train = train.model_copy(update={"eval_every": ceil(train.total_steps / 10)})
         if train.zero_joining is None:
             once = schedule["resample_every"] == "never" and schedule["policy"] not in SCORES
             train = train.model_copy(update={"zero_joining": once and not loaded})
