@@ -80,6 +80,10 @@ class RunFolder:
     def is_finished(self) -> bool:
         return (self.path / "summary.json").exists()
 
+    def held_out(self) -> dict[int, float]:
+        """The held-out losses by the number of steps after which they were taken, in order."""
+        return {line["step"]: line["held_out_loss"] for line in self.metrics() if line["kind"] == "eval"}
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines so far. A last one that is not whole, of a run that was killed, is left out."""
         lines = []

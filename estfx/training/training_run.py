@@ -139,9 +139,9 @@ def train(
                     f"`estfx train --resume --out {folder}` goes on.",
                     stops.interrupted,
                 )
-            if not any(line["step"] == config.train.total_steps for line in _held_out(run)):
+            if config.train.total_steps not in run.held_out():
                 trainer.evaluate()
-            held_out = [line["held_out_loss"] for line in _held_out(run)]
+            held_out = list(run.held_out().values())
         model.eval()
         trainer.save_pretrained(run.model)
         summary: dict[str, Any] = {
@@ -165,11 +165,6 @@ def train(
         }
         run.write_summary(summary)
     return summary
-
-
-def _held_out(run: RunFolder) -> list[dict[str, Any]]:
-    """What was measured on held-out text, in order."""
-    return [line for line in run.metrics() if line["kind"] == "eval"]
 
 
 def _resumed(config: RunConfig | None, run: RunFolder, accept_changes: bool) -> RunConfig:
