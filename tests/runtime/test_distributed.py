@@ -26,10 +26,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import estfx
+from estfx.errors import TraceError
 from estfx.runtime.rank_agreement import RankAgreement
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
@@ -116,6 +118,47 @@ def test_losses_are_those_of_a_single_process(way: Any, accumulation: int, no_sy
     for their_losses, theirs_drawn in on_ranks(way, accumulation, no_sync):
         assert their_losses == pytest.approx(losses, rel=1e-5)
         assert theirs_drawn == drawn
+
+
+def with_hsdp() -> Any:
+    """Shards over two processes, and each shard on two."""
+    model, two_by_two = evolving(), init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=two_by_two)
+    return train(model, fully_shard(model, mesh=two_by_two))
+
+
+@pytest.mark.sweep(day=0, days=2)
+def test_a_mesh_of_two_dimensions_computes_what_a_single_process_does() -> None:
+    model = evolving()
+    losses, drawn = train(model, model)
+    for their_losses, theirs_drawn in on_ranks(with_hsdp, world_size=4):
+        assert their_losses == pytest.approx(losses, rel=1e-5)
+        assert theirs_drawn == drawn
+
+
+def with_tensor_parallelism(after: bool) -> str:
+    """What is said of a model whose matrices are split, before it is transformed or after."""
+    model = build("llama_grouped", num_hidden_layers=2)
+    if after:
+        model = estfx.transform(model, SCHEDULE, compile=False)
+    plan = {"mlp.up_proj": ColwiseParallel(), "mlp.gate_proj": ColwiseParallel(), "mlp.down_proj": RowwiseParallel()}
+    for layer in model.model.layers:
+        parallelize_module(layer, init_device_mesh("cpu", (2,), mesh_dim_names=("tp",)), plan)
+    with pytest.raises(TraceError) as caught:
+        if after:
+            model.train().set_step(0)
+            loss_of(model, tokens(batch=2))
+        else:
+            estfx.transform(model, SCHEDULE, compile=False)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_tensor_parallelism_is_refused_in_words(after: bool) -> None:
+    for message in on_ranks(with_tensor_parallelism, after):
+        assert re.search(r"`model\.layers\.0\.mlp\.\w+\.weight` is split over 2 processes \(tp\) by tensor", message)
+        assert "Train with FSDP2, also over a mesh of two dimensions (HSDP), or with DDP" in message
 
 
 RANKING = SCHEDULE.model_copy(update={"policy": "weighted_gradient_magnitude", "refresh_every": 2})
