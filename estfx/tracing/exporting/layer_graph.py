@@ -23,6 +23,7 @@ from estfx.tracing.call_signature import flatten
 from estfx.tracing.effects import Place, put_values, tensors_held
 from estfx.tracing.exporting.export_layer import does_more, export_layer
 from estfx.tracing.exporting.layer_state import changed_buffers
+from estfx.tracing.exporting.split_parameters import refuse_split
 from estfx.tracing.layer_call import LayerCall
 
 __all__ = ["TracedLayer", "trace_call"]
@@ -118,6 +119,7 @@ def trace_call(call: LayerCall) -> TracedLayer:
 def _trace_call(call: LayerCall) -> TracedLayer:
     if call.lost:
         raise TraceError(does_more(call.lost))
+    refuse_split(call.module)
     exported, unread = export_layer(call)
     inline_regions(exported.graph_module)
     leaves, _ = flatten(call.args, call.kwargs)
