@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from estfx.errors import EstfxError
+from estfx.errors import EstfxError, ScheduleError
 from estfx.report import Report
 from estfx.runtime import Runtime, Selection, deferred_logits, fused, warm_up, watch, zero_joining
 from estfx.schedules import Schedule, Stage, Subnetwork
@@ -33,13 +34,33 @@ class EvolvingModel:
         Raises ScheduleError if the step is negative or no integer; with several processes of torch.distributed,
         EstfxError on all of them if they do not agree (see `check_ranks_every` of `transform`).
         """
+        runtime, model = self._runtime, cast("nn.Module", self)
+        if runtime.schedule.in_shares:
+            raise ScheduleError(
+                "the schedule is made of shares of a run, and how many steps the run has is not known: call "
+                "model.set_total_steps(n) before the first step, or make it with the number: Schedule.est(n). The "
+                "callbacks for Trainer and Lightning do so by themselves."
+            )
         self._look()
         device = next((p.device for p in self.parameters()), torch.device("cpu"))  # type: ignore[attr-defined]
-        runtime, model = self._runtime, cast("nn.Module", self)
         if any(follower.watches_optimizers for follower in runtime.followers):
             watch(model)
         with torch.inference_mode(False):  # or backward passes could not be made with what is made here
             runtime.set_step(step, device, model)
+
+    def set_total_steps(self, total_steps: int) -> None:
+        """Says how many optimizer steps the run has, for a schedule that was made without: `Schedule.est()`.
+
+        Raises ScheduleError if the schedule has its steps already, or these are too few for its stages.
+        """
+        runtime = self._runtime
+        runtime.schedule = schedule = runtime.schedule.over(total_steps)
+        for follower in runtime.followers:
+            follower.schedule_is(schedule)
+        assert runtime.made_by is not None
+        made_by = runtime.made_by  # which pickles hold
+        runtime.made_by = replace(made_by, arguments={**made_by.arguments, "schedule": schedule})
+        runtime.forget_step()
 
     def _look(self) -> None:
         """Notices what was changed in the layers, and in what they read around them, since they were traced."""

@@ -111,7 +111,7 @@ def run_settings(name: str, options: Mapping[str, Any], model: nn.Module, plan: 
         data=DataSettings(seq_len=plan.seq_len),
         train=TrainSettings(total_steps=schedule.total_steps, batch_size=plan.batch_size, warmup_steps=warmup),
         schedule=ScheduleSettings(
-            **{name: getattr(schedule, name) for name in Schedule.model_fields if name != "total_steps"},
+            **{name: value for name, value in schedule if name in ScheduleSettings.model_fields},
         ),
     )
 

@@ -40,9 +40,10 @@ class Plan(Shown, BaseModel):
     def with_boundaries(self, schedule: Schedule) -> Plan:
         """The plan of a schedule with the same stages that start at other steps: a step of each costs what it did."""
         starts = [stage.start for stage in schedule.stages]
-        places = zip(self.stages, starts, [*starts[1:], self.whole.stop], strict=True)
+        total = schedule.total_steps or self.whole.stop
+        places = zip(self.stages, starts, [*starts[1:], total], strict=True)
         moved = [stage.model_copy(update={"start": start, "stop": stop}) for stage, start, stop in places]
-        return self.model_copy(update={"stages": moved})
+        return self.model_copy(update={"stages": moved, "whole": self.whole.model_copy(update={"stop": total})})
 
     def flops_until(self, num_steps: int) -> float:
         """The FLOPs of the whole model's graph, forward and backward, in the first `num_steps` optimizer steps."""
@@ -115,6 +116,10 @@ def plans(
 ) -> list[Plan]:
     """The plan of each schedule, as `plan` makes it; the model is traced once."""
     for schedule in schedules:
+        if schedule.in_shares:
+            raise ScheduleError(
+                "the schedule is made of shares of a run whose length is not known; say it: schedule.over(150_000)."
+            )
         if schedule.total_steps is None:
             raise ScheduleError(
                 "the schedule has no total_steps, so its last stage has no end. Say it: Schedule(..., "

@@ -11,7 +11,7 @@ from torch import nn
 
 from estfx.costs.schedule_plan import Plan, plan
 from estfx.errors import ScheduleError
-from estfx.schedules import Schedule
+from estfx.schedules import Schedule, preset_schedule
 from estfx.tracing import LayerPatterns
 
 __all__ = ["little_left", "schedule_for_saving", "schedule_saving"]
@@ -48,7 +48,7 @@ def schedule_for_saving(
 
     Raises ScheduleError if the stages cannot save as much, however late the last one begins.
     """
-    schedule = Schedule.of_preset(preset, total_steps, keep, loaded=bool(getattr(model, "name_or_path", "")))
+    schedule = preset_schedule(preset, total_steps, keep, loaded=bool(getattr(model, "name_or_path", "")))
     found = plan(model, schedule, batch_size=batch_size, seq_len=seq_len, example_inputs=example_inputs, layers=layers)
     found_schedule = schedule_saving(found, schedule, saving)
     if (warning := little_left(found_schedule)) is not None:

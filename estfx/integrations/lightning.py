@@ -21,10 +21,12 @@ log = logging.getLogger(__name__)
 class EvolvingCallback(Callback):
     """Tells the evolving model in a LightningModule which step it is at.
 
-    A step is one of an optimizer that holds parameters of the model. `global_step` counts those of all optimizers, so
-    that with two of them a schedule would run at twice its pace. Micro-batches of one step get the same subnetwork.
-    Checkpoints say how many steps were done, and with which schedule, seed and layers; to resume with others is
-    refused. The scores of a selection policy that ranks units are there too.
+    A schedule that was made without a number of steps (`Schedule.est()`) gets that of the Trainer, which knows it from
+    `max_steps`, or from epochs and the data. A step is one of an optimizer that holds parameters of the model.
+    `global_step` counts those of all optimizers, so that with two of them a schedule would run at twice its pace.
+    Micro-batches of one step get the same subnetwork. Checkpoints say how many steps were done, and with which
+    schedule, seed and layers; to resume with others is refused. The scores of a selection policy that ranks units are
+    there too.
 
     `accept_changes` resumes from a checkpoint that was made with another schedule, seed or other layers.
 
@@ -47,6 +49,8 @@ class EvolvingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks for the model and its optimizers, and compares it with the checkpoint that is gone on from."""
         self._model = model = evolving_within(pl_module)
+        if model.schedule.in_shares:
+            model.set_total_steps(_steps_of(trainer))
         if self._stored is not None:
             if not self._accept_changes:
                 refuse_another(self.step, self._stored["made_with"], made_with(model))
@@ -108,3 +112,14 @@ class EvolvingCallback(Callback):
     def _unhook(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
+
+
+def _steps_of(trainer: Trainer) -> int:
+    """How many optimizer steps a run has. Raises EstfxError if Lightning does not know it."""
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf") or steps <= 0:
+        raise EstfxError(
+            "the schedule is made of shares of the run, and Lightning does not know how long that is: give the Trainer "
+            "max_steps, or max_epochs and data that have a length, or make the schedule with a number of steps."
+        )
+    return int(steps)

@@ -31,9 +31,10 @@ log = logging.getLogger(__name__)
 class EvolvingCallback(TrainerCallback, ExportableState):
     """Tells the model which step it is at, and writes what is at work into Trainer's logs under `estfx/…`.
 
-    The step is Trainer's own, so a resumed run draws what the uninterrupted one would have drawn. Checkpoints say in
-    `trainer_state.json` with which schedule, seed and layers they were made; to resume with others is refused. The
-    scores of a selection policy that ranks units are there too, and are loaded from there.
+    A schedule that was made without a number of steps (`Schedule.est()`) gets that of Trainer, which knows it from
+    `max_steps` or from epochs. The step is Trainer's own, so a resumed run draws what the uninterrupted one would have
+    drawn. Checkpoints say in `trainer_state.json` with which schedule, seed and layers they were made; to resume with
+    others is refused. The scores of a selection policy that ranks units are there too, and are loaded from there.
     `total_flos` counts the parameters that were at work.
 
     With a `plan` (see `estfx.plan`) the logs carry FLOPs too: those spent since step 0, and the share that the whole
@@ -79,6 +80,9 @@ class EvolvingCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Refuses a model that was not transformed, which would train whole and say nothing, and another checkpoint."""
         model = evolving_within(kwargs["model"])
+        if model.schedule.in_shares:
+            model.set_total_steps(state.max_steps)
+            self._plan = None if self._plan is None else self._plan.with_boundaries(model.schedule)
         self.made_with = made_with(model)
         self._selection = model.selection
         if state.global_step > 0:

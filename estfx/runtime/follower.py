@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from estfx.programs import Counts
 from estfx.runtime.mounted_layers import Drawn
-from estfx.schedules import Stage, UnitScores
+from estfx.schedules import Schedule, Stage, UnitScores
 
 __all__ = ["Follower", "StepChange", "StepState"]
 
@@ -66,6 +66,9 @@ class Follower:
         made = copy.copy(self)
         made._warned = set(self._warned)
         return made
+
+    def schedule_is(self, schedule: Schedule) -> None:
+        """The schedule, which was given in shares of a run, is known by its steps now."""
 
     def scores(self) -> UnitScores | None:
         """The scores by which draws rank units at present; None from all who know none."""

@@ -38,6 +38,10 @@ class RankAgreement(Follower):
         self._every = every  # 0: never
         self.calls = 0
 
+    def schedule_is(self, schedule: Schedule) -> None:
+        """Compares this one from now on."""
+        self._schedule = schedule
+
     def step_set(self, change: StepChange) -> None:
         """Raises EstfxError on every rank if two of them train something else."""
         if self.is_due(change.is_new_part):

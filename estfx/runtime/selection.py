@@ -54,6 +54,10 @@ class Selection(Follower):
         self._ranked_at = -1  # the step for which they were
         self._weights: dict[int, tuple[Variant, list[UnitWeight]]] = {}
 
+    def schedule_is(self, schedule: Schedule) -> None:
+        """Ranks at the stages of this one."""
+        self._schedule = schedule
+
     def twin(self) -> Self:
         """A copy for a copy of the model."""
         made = super().twin()

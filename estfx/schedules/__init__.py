@@ -4,8 +4,8 @@ In go a schedule, a seed, a step and what there is to draw; out comes which laye
 """
 
 from estfx.schedules.draws import SCORES, Draw, PolicyName, Scores, draw_units, selection_policy
-from estfx.schedules.presets import default_preset
-from estfx.schedules.schedule import PRESETS, Schedule
+from estfx.schedules.preset_by_name import PRESETS, default_preset, preset_schedule
+from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Count, Fraction, Share, Stage, kept_count
 from estfx.schedules.step_draw import (
     DrawnLayer,
@@ -38,6 +38,7 @@ __all__ = [
     "draw_units",
     "kept_count",
     "layers_of_stage",
+    "preset_schedule",
     "selection_policy",
     "units_kept",
     "widths_of_layers",

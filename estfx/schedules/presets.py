@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from estfx.errors import ScheduleError
 from estfx.schedules.stage import Stage, whole_number
 from estfx.settings import nearest
 
-__all__ = ["default_preset", "est_stages", "growing_stages"]
+__all__ = ["SHARES", "est_stages", "growing_stages", "stages_over"]
+
+SHARES = 1_000_000  # steps that stand for a run whose length is not known yet
 
 _CURVES: dict[str, Callable[[float], float]] = {  # from 0 at 0 to 1 at 1
     "linear": lambda x: x,
@@ -20,15 +22,6 @@ _CURVES: dict[str, Callable[[float], float]] = {  # from 0 at 0 to 1 at 1
 
 # EST (arXiv 2406.06962): the first two stages end at 20k and 70k of 150k steps
 _EST_STAGE_2, _EST_STAGE_3, _EST_STEPS = 20, 70, 150
-
-
-def default_preset(*, loaded: bool = False) -> str:
-    """The preset of a run that names none, in Python as on the command line.
-
-    It is `compound`, which lost least in nearly all runs of the lengths that were measured (docs/quality.md). For a
-    model that was loaded it is `growing`: the other overwrites layers with copies of others until they join.
-    """
-    return "growing" if loaded else "compound"
 
 
 def est_stages(total: int, keep: float) -> tuple[Stage, ...]:
@@ -44,6 +37,16 @@ def est_stages(total: int, keep: float) -> tuple[Stage, ...]:
         Stage(start=second, heads=keep, neurons=keep),
         Stage(start=third),
     )
+
+
+def stages_over(stages: Sequence[Stage], shares: int, total: int) -> tuple[Stage, ...]:
+    """Stages whose starts are shares, in a run of `total` steps."""
+    starts = [round(stage.start * total / shares) for stage in stages]
+    if any(after <= before for before, after in pairwise([*starts, total])):
+        raise ScheduleError(
+            f"{total} steps are too few: the {len(stages)} stages would start at {', '.join(map(str, starts))}."
+        )
+    return tuple(stage.model_copy(update={"start": start}) for stage, start in zip(stages, starts, strict=True))
 
 
 def growing_stages(

@@ -11,20 +11,17 @@ from pydantic import AfterValidator, Field, model_validator
 
 from estfx.errors import EstfxError, ScheduleError
 from estfx.schedules.draws import SCORES, PolicyName
-from estfx.schedules.presets import default_preset, est_stages, growing_stages
+from estfx.schedules.presets import SHARES, est_stages, growing_stages, stages_over
 from estfx.schedules.shown_stages import stages_blocks, stages_chart
 from estfx.schedules.stage import Count, Share, Stage, checked_step, checked_total, kept_count
 from estfx.schedules.stage_order import check_copies, check_order
-from estfx.settings import Settings, nearest
+from estfx.settings import Settings
 from estfx.showing import Block, Shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PRESETS", "Schedule"]
-
-
-PRESETS = ("est", "growing", "stacking", "compound")  # those whose stages grow to the whole
+__all__ = ["Schedule"]
 
 
 class Schedule(Shown, Settings):
@@ -79,6 +76,8 @@ class Schedule(Shown, Settings):
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
     # what a layer is when it joins: as it was initialised, or a copy of a layer that was trained
     joining_layers: Literal["initialised", "copies"] = "initialised"
+    # whether starts and total_steps stand for shares of a run whose length is not known yet; see `over`
+    in_shares: bool = Field(default=False, strict=True)
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> Self:
@@ -123,13 +122,14 @@ class Schedule(Shown, Settings):
         return self.idle_units == "left_alone"
 
     @classmethod
-    def est(cls, total_steps: int, keep: float = 0.5) -> Self:
+    def est(cls, total_steps: int | None = None, keep: float = 0.5) -> Self:
         """The paper's three stages: all sampled, then all layers, then the whole model (arXiv 2406.06962).
 
         The boundaries lie at 20/150 and 70/150 of the run. At `keep=0.5` that saves 26.67 % of the layers' FLOPs.
+        Without `total_steps` they are shares of a run whose length a trainer will know, as with all presets: `over`.
         """
-        total = checked_total(total_steps)
-        return cls(stages=est_stages(total, keep), total_steps=total)
+        total = SHARES if total_steps is None else checked_total(total_steps)
+        return cls(stages=est_stages(total, keep), total_steps=total, in_shares=total_steps is None)
 
     @classmethod
     def constant(cls, keep: float, total_steps: int | None = None) -> Self:
@@ -140,7 +140,7 @@ class Schedule(Shown, Settings):
     @classmethod
     def growing(
         cls,
-        total_steps: int,
+        total_steps: int | None = None,
         *,
         heads: float = 0.25,
         neurons: float = 0.25,
@@ -166,7 +166,7 @@ class Schedule(Shown, Settings):
 
         Raises ScheduleError if the steps are too few for the stages, or a value cannot be.
         """
-        total = checked_total(total_steps)
+        total = SHARES if total_steps is None else checked_total(total_steps)
         stages = growing_stages(
             total,
             {"heads": heads, "neurons": neurons, "layers": layers},
@@ -175,12 +175,18 @@ class Schedule(Shown, Settings):
             whole_until=whole_until,
             whole_from=whole_from,
         )
-        return cls(stages=stages, total_steps=total, resample_every=resample_every, kept_units=kept_units)
+        return cls(
+            stages=stages,
+            total_steps=total,
+            resample_every=resample_every,
+            kept_units=kept_units,
+            in_shares=total_steps is None,
+        )
 
     @classmethod
     def stacking(
         cls,
-        total_steps: int,
+        total_steps: int | None = None,
         *,
         layers: float = 0.5,
         heads: float = 1.0,
@@ -209,7 +215,9 @@ class Schedule(Shown, Settings):
         return growing.model_copy(update=copies)
 
     @classmethod
-    def compound(cls, total_steps: int, *, keep: float = 0.5, num_stages: int = 2, whole_from: float = 0.45) -> Self:
+    def compound(
+        cls, total_steps: int | None = None, *, keep: float = 0.5, num_stages: int = 2, whole_from: float = 0.45
+    ) -> Self:
         """A model that is shallow and narrow at first, and then whole: `stacking` of layers whose units grow, too.
 
         `keep` is the fraction of layers, of heads and of neurons, with which a step costs about `keep ** 2` of the
@@ -233,17 +241,15 @@ class Schedule(Shown, Settings):
             "estfx.schedule_for_saving(model, 0.25, total_steps=10_000)."
         )
 
-    @classmethod
-    def of_preset(
-        cls, preset: str | None, total_steps: int, keep: float | None = None, *, loaded: bool = False
-    ) -> Self:
-        """One of `PRESETS`, or without a name the default; `keep` is as `estfx.schedule_for_saving` has it."""
-        name = preset or default_preset(loaded=loaded)
-        if name not in PRESETS:
-            raise ScheduleError(f"unknown preset {preset!r}; {nearest(str(preset), PRESETS)}")
-        kept = {"growing": ("heads", "neurons"), "stacking": ("layers",)}.get(name, ("keep",))
-        made: Self = getattr(cls, name)(total_steps, **({} if keep is None else dict.fromkeys(kept, keep)))
-        return made
+    def over(self, total_steps: int) -> Self:
+        """The schedule of a run of so many steps, of one that was made without: `Schedule.est().over(1_000)`.
+
+        Raises ScheduleError if it is made for a number of steps already, or these are too few for its stages.
+        """
+        if not self.in_shares or self.total_steps is None:
+            raise ScheduleError(f"this schedule is made for {self.total_steps} steps already, not for shares of a run.")
+        stages = stages_over(self.stages, self.total_steps, checked_total(total_steps))
+        return self.model_copy(update={"stages": stages, "total_steps": total_steps, "in_shares": False})
 
     @property
     def scales(self) -> bool:
@@ -273,10 +279,10 @@ class Schedule(Shown, Settings):
 
         Raises SettingsError if matplotlib is missing or the file cannot be written, ScheduleError without total_steps.
         """
-        return stages_chart(self.stages, self.total_steps, path)
+        return stages_chart(self.stages, self.total_steps, path, in_shares=self.in_shares)
 
     def _blocks(self) -> Iterator[Block]:
-        return stages_blocks(self.stages, self.total_steps, self.resample_every)
+        return stages_blocks(self.stages, self.total_steps, self.resample_every, in_shares=self.in_shares)
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
         """Returns the index (from 0) of the stage in force at `step`, and the stage.

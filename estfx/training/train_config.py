@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from estfx.errors import ScheduleError
-from estfx.schedules import SCORES, Count, Fraction, PolicyName, Schedule, Share, Stage, default_preset
+from estfx.schedules import SCORES, Count, Fraction, PolicyName, Schedule, Share, Stage, default_preset, preset_schedule
 from estfx.settings import Settings, SettingsError, nearest
 from estfx.training.document_sources import STANDARD_LIBRARY
 from estfx.training.model_presets import small_options
@@ -96,6 +96,7 @@ class TrainSettings(Settings):
 
 
 # what a preset may have of its own beside the stages
+_OF_RUNS = ("stages", "total_steps", "in_shares")  # which the length of a run says
 _GROWING = ("resample_every", "kept_units", "joining_layers", "draws")
 
 
@@ -147,7 +148,7 @@ class ScheduleSettings(Settings):
             raise ScheduleError(f"{fault} The schedule is {default}, the default; name another: preset=est.") from None
 
     def _built(self, total_steps: int, loaded: bool) -> Schedule:
-        own = {name: getattr(self, name) for name in Schedule.model_fields if name not in ("stages", "total_steps")}
+        own = {name: getattr(self, name) for name in Schedule.model_fields if name not in _OF_RUNS}
         if self.stages is not None:
             stages = self.stages
         elif self.preset == "constant":
@@ -155,7 +156,7 @@ class ScheduleSettings(Settings):
         elif self.preset == "dense":
             stages = (Stage(start=0),)
         else:
-            preset = Schedule.of_preset(self.preset, total_steps, self.keep, loaded=loaded)
+            preset = preset_schedule(self.preset, total_steps, self.keep, loaded=loaded)
             stages = preset.stages
             own |= {name: getattr(preset, name) for name in _GROWING if name not in self.model_fields_set}
         return Schedule(stages=stages, total_steps=total_steps, **own)
@@ -194,7 +195,9 @@ class RunConfig(Settings):
             config = merged_options(self.model.name, small, config)
         loaded = holds_weights(self.model.name)
         schedule = {
-            **self.schedule.build(self.train.total_steps, loaded=loaded).model_dump(exclude={"total_steps"}),
+            **self.schedule.build(self.train.total_steps, loaded=loaded).model_dump(
+                exclude={"total_steps", "in_shares"}
+            ),
             "preset": None,
             "keep": None,
         }

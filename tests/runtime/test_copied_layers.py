@@ -21,6 +21,7 @@ from tiny_decoders import DECODERS, build, depth, tokens
 import estfx
 from estfx.errors import ScheduleError
 from estfx.schedules.draws import spread_layers
+from estfx.schedules.preset_by_name import preset_schedule
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
 from estfx.schedules.step_draw import layers_of_stage
@@ -325,10 +326,10 @@ def test_the_preset() -> None:
     schedule = Schedule.stacking(100)
     assert [(stage.start, stage.layers, stage.heads) for stage in schedule.stages] == [(0, 0.5, 1.0), (55, 1.0, 1.0)]
     assert schedule.copies_layers
-    assert Schedule.of_preset("stacking", 100, 0.25).stages[0].layers == 0.25
+    assert preset_schedule("stacking", 100, 0.25).stages[0].layers == 0.25
     assert [stage.layers for stage in Schedule.stacking(100, layers=0.25, num_stages=3).stages] == [0.25, 0.5, 0.75, 1]
-    both = Schedule.of_preset("compound", 100)
-    assert both == Schedule.compound(100) == Schedule.of_preset("compound", 100, 0.5)
+    both = preset_schedule("compound", 100)
+    assert both == Schedule.compound(100) == preset_schedule("compound", 100, 0.5)
     assert (both.joining_layers, both.draws) == ("copies", "shared")
     fractions = [(0, 0.5, 0.5, 0.5), (22, 0.75, 0.75, 0.75), (45, 1.0, 1.0, 1.0)]
     assert [tuple(dict(stage).values()) for stage in both.stages] == fractions

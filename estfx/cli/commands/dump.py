@@ -43,7 +43,7 @@ def dump(
     """
     from estfx.dumping import dump as dumped
     from estfx.errors import ScheduleError
-    from estfx.schedules import Schedule
+    from estfx.schedules import Schedule, preset_schedule
     from estfx.settings import SettingsError
     from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
 
@@ -56,7 +56,7 @@ def dump(
     stages = (
         Schedule.from_yaml(schedule)
         if schedule is not None
-        else Schedule.of_preset(preset, 150_000, loaded=holds_weights(model))
+        else preset_schedule(preset, 150_000, loaded=holds_weights(model))
     )
     if not 1 <= stage <= len(stages.stages):
         raise ScheduleError(f"there is no stage {stage}; the schedule has the stages 1 to {len(stages.stages)}.")

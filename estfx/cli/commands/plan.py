@@ -78,7 +78,7 @@ def plan(
     from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
     from estfx.costs import little_left, plans, schedule_saving
     from estfx.errors import ScheduleError
-    from estfx.schedules import Schedule
+    from estfx.schedules import Schedule, preset_schedule
     from estfx.settings import SettingsError
     from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
 
@@ -91,14 +91,14 @@ def plan(
     stages = (
         Schedule.from_yaml(schedule)
         if schedule is not None
-        else Schedule.of_preset(preset, total_steps or 150_000, keep, loaded=holds_weights(model))
+        else preset_schedule(preset, total_steps or 150_000, keep, loaded=holds_weights(model))
     )
     if schedule is not None and total_steps is not None:
         stages = stages.model_copy(update={"total_steps": total_steps})
     compared = [stages]
     if schedule is None and preset is None:
         with suppress(ScheduleError):  # of fewer steps than stages
-            compared.append(Schedule.of_preset("est", total_steps or 150_000, keep))
+            compared.append(preset_schedule("est", total_steps or 150_000, keep))
     options = parse_options(config or ())
     with quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
