@@ -31,6 +31,7 @@ from estfx.runtime import (
 from estfx.schedules import Schedule
 from estfx.stand_ins import MadeBy
 from estfx.tracing import LayerPatterns, trace, unsharded
+from estfx.waiting import tell, working
 
 __all__ = ["restore", "transform"]
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 _STAYS_WHOLE = re.compile(r"stays? whole|always whole")  # in the notes of a report
 
 
+@working("looking for the layers")
 def transform(
     model: nn.Module,
     schedule: Schedule,
@@ -110,8 +112,10 @@ def transform(
     variants: dict[str, Variant] = {}
     notes: dict[str, list[str]] = {}
     for name, traced in list(decoder.traced.items()):
+        tell(f"looking for heads and neurons in {name}")
         variants[name] = analysed(traced, scales=schedule.scales)
         if verify:
+            tell(f"verifying {name}")
             call = next(info.call for info in decoder.infos.values() if info.program == name)
             try:
                 with unsharded(model, call.path):
@@ -147,6 +151,7 @@ def transform(
         mount_all(model, runtime, {*paths.values(), *decoder.left})
         return runtime
 
+    tell("comparing the whole model with the original")
     runtime = verified(model, found, mounted, example_inputs) if verify else mounted()
     report = runtime.report
     for name, reason in decoder.left.items():

@@ -19,6 +19,7 @@ from estfx.programs import Variant, analysed, possible_counts, stage_counts
 from estfx.schedules import Schedule, Stage, layers_of_stage
 from estfx.showing import Block, Shown
 from estfx.tracing import LayerCall, LayerPatterns, sized_inputs, trace
+from estfx.waiting import tell, working
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,6 +106,7 @@ def plan(
     return found
 
 
+@working("looking for the layers")
 def plans(
     model: nn.Module,
     schedules: Sequence[Schedule],
@@ -127,6 +129,7 @@ def plans(
             )
     decoder = trace(model, example_inputs, layers=layers)
     variants = {name: analysed(traced) for name, traced in decoder.traced.items()}
+    tell("counting what every stage costs")
     surroundings = measure_surroundings(decoder, sized_inputs(model, example_inputs, batch_size, seq_len))
     costs = LayerCosts(model, layers, decoder, variants, batch_size, seq_len)
     calls = [(info.call, variants[info.program]) for info in decoder.infos.values()]

@@ -19,6 +19,7 @@ from estfx.tracing.layer_call import LayerCall
 from estfx.tracing.layer_names import LayerPatterns
 from estfx.tracing.outer_graph import trace_outer
 from estfx.tracing.unsharded_layers import left_sharded, unsharded
+from estfx.waiting import tell, working
 
 ATTRIBUTE = "_estfx"  # where a transformed model and its layers keep what estfx adds
 __all__ = ["Decoder", "LayerInfo", "trace"]
@@ -75,6 +76,7 @@ class Decoder:
             return trace_outer(self.model, calls, *call_arguments(self.model, self.example_inputs))
 
 
+@working("looking for the layers")
 def trace(model: nn.Module, example_inputs: object = None, *, layers: LayerPatterns | None = None) -> Decoder:
     """The decoder as torch.fx graphs, without changing it.
 
@@ -115,7 +117,8 @@ def _trace(model: nn.Module, example_inputs: object, layers: LayerPatterns | Non
     refused: dict[Hashable, TraceError] = {}
     reasons: dict[str, str] = {}  # by the path of the module
     differing = differing_attributes(calls)
-    for call in calls:
+    for number, call in enumerate(calls, start=1):
+        tell(f"tracing layer {number} of {len(calls)}: {call.name}")
         key: Hashable = kind_key(call, differing)
         if where := placement(call.module):
             key = call.name

@@ -45,7 +45,10 @@ def dump(
     from estfx.errors import ScheduleError
     from estfx.schedules import Schedule, preset_schedule
     from estfx.settings import SettingsError
-    from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
+    from estfx.waiting import working
+
+    with working("loading transformers"):
+        from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
 
     chosen = [name for name, asked in (("json", as_json), ("diff", diff), ("code", code)) if asked]
     if len(chosen) + (output != "text") > 1 and not (as_json and output == "json" and len(chosen) == 1):
@@ -60,7 +63,7 @@ def dump(
     )
     if not 1 <= stage <= len(stages.stages):
         raise ScheduleError(f"there is no stage {stage}; the schedule has the stages 1 to {len(stages.stages)}.")
-    with quiet_transformers():
+    with working(f"building {model}"), quiet_transformers():
         built = build_model(model, parse_options(config or ()), weightless_above=WEIGHTLESS_ABOVE)
         with built.mode:
             text = dumped(

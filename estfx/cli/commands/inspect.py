@@ -25,9 +25,12 @@ def inspect(
     estfx inspect my_model.py:factory --layers 'blocks.*' --tree
     """
     from estfx.report import inspect as report_of
-    from estfx.training import build_model, parse_options, quiet_transformers
+    from estfx.waiting import working
 
-    with quiet_transformers():
+    with working("loading transformers"):
+        from estfx.training import build_model, parse_options, quiet_transformers
+
+    with working(f"building {model}"), quiet_transformers():
         built = build_model(model, parse_options(config or ()), weightless_above=WEIGHTLESS_ABOVE)
         with built.mode:
             report = report_of(built.model, built.example_inputs, layers=layers or None)

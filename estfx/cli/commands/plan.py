@@ -75,12 +75,15 @@ def plan(
     estfx plan llama --config num_hidden_layers=80 --config hidden_size=8192 --hardware h200 --num-devices 64
     """
     _refuse(target_saving, hardware, plot, out)
-    from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
     from estfx.costs import little_left, plans, schedule_saving
     from estfx.errors import ScheduleError
     from estfx.schedules import Schedule, preset_schedule
     from estfx.settings import SettingsError
-    from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
+    from estfx.waiting import working
+
+    with working("loading transformers"):
+        from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
+        from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
 
     if hardware is None and (mfu is not None or bench is not None or price is not None or num_devices != 1):
         raise SettingsError("--mfu, --bench, --price and --num-devices say how fast some hardware is: add --hardware.")
@@ -100,7 +103,7 @@ def plan(
         with suppress(ScheduleError):  # of fewer steps than stages
             compared.append(preset_schedule("est", total_steps or 150_000, keep))
     options = parse_options(config or ())
-    with quiet_transformers():
+    with working(f"building {model}"), quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
         with built.mode:
             found, *others = plans(

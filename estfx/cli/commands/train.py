@@ -40,7 +40,10 @@ def train(
     Runs under torchrun as it is: torchrun --nproc-per-node 2 -m estfx train …
     """
     from estfx.settings import SettingsError
-    from estfx.training import RunConfig
+    from estfx.waiting import working
+
+    with working("loading transformers"):
+        from estfx.training import RunConfig
 
     if resume and out is None:
         raise SettingsError("--resume goes on with the run in a folder; say which by --out.")
