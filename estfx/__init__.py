@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from estfx.evolving import EvolvingModel as EvolvingModel
     from estfx.evolving import evolving_within as evolving_within
     from estfx.integrations import ddp_hook as ddp_hook
+    from estfx.integrations import initialise_optimizer as initialise_optimizer
     from estfx.programs import load_compiled as load_compiled
     from estfx.programs import save_compiled as save_compiled
     from estfx.report import AxisReport as AxisReport
@@ -69,6 +70,7 @@ _MODULES = {
     "ddp_hook": "estfx.integrations",
     "draw_units": "estfx.schedules",
     "dump": "estfx.dumping",
+    "initialise_optimizer": "estfx.integrations",
     "inspect": "estfx.report",
     "kept_count": "estfx.schedules",
     "load_compiled": "estfx.programs",
@@ -107,6 +109,7 @@ __all__ = [
     "draw_units",
     "dump",
     "evolving_within",
+    "initialise_optimizer",
     "inspect",
     "kept_count",
     "load_compiled",

@@ -362,6 +362,44 @@ def test_a_sharded_checkpoint_goes_on_with_another_number_of_ranks(tmp_path: Pat
     assert all(torch.equal(weight, weights[name]) for name, weight in loaded.state_dict().items())
 
 
+GROWS = Schedule.growing(20, layers=0.5, heads=1, neurons=1, whole_from=0.5)
+
+
+def growing(initialises: bool, folder: str, steps: range, after: int | None = None, later: bool = False) -> Any:
+    """Losses of some steps; begins with a checkpoint if `after` is its step, and else writes one."""
+    model = sharded(evolving(schedule=GROWS))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    if initialises:
+        estfx.initialise_optimizer(optimizer)
+    if after is not None:
+        state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+        checkpoint.load(state, checkpoint_id=f"{folder}/{after}")
+        set_model_state_dict(model, state["model"])
+        set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    losses, _ = train(model, model, steps=steps, optimizer=optimizer)
+    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    if later:
+        checkpoint.async_save(state, checkpoint_id=f"{folder}/{steps.stop}").result()
+    else:
+        checkpoint.save(state, checkpoint_id=f"{folder}/{steps.stop}")
+    return losses
+
+
+@pytest.mark.sweep("later", days=2)
+@pytest.mark.parametrize("later", [False, True])
+def test_a_checkpoint_of_a_time_when_layers_have_never_run_is_loaded(tmp_path: Path, later: bool) -> None:
+    folder = str(tmp_path)
+    whole = on_ranks(growing, False, folder, range(12))
+    first = on_ranks(growing, True, folder, range(1), None, later)  # initialised or not, the losses are the same
+    second = on_ranks(growing, True, folder, range(1, 4), 1, later)
+    third = on_ranks(growing, True, folder, range(4, 12), 4, later)  # the others join at step 10
+    for rank, losses in enumerate(whole):
+        assert first[rank] + second[rank] + third[rank] == losses
+    on_ranks(growing, False, folder, range(2), None, later)
+    with pytest.raises(AssertionError, match="Missing key"):
+        on_ranks(growing, False, folder, range(2, 3), 2, later)
+
+
 def disagreeing(what: str) -> Any:
     rank = dist.get_rank()
     schedule = SCHEDULE.model_copy(update={"neurons_multiple_of": 1 + 3 * rank}) if what == "schedule" else SCHEDULE
