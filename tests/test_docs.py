@@ -13,6 +13,7 @@ A block with a title="file" is written to that file. `pytest --update-golden` wr
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import linecache
 import re
@@ -182,7 +183,7 @@ def test_the_code_of_a_page(name, in_a_folder, monkeypatch, request):
     if name == "docs/how-to/speed.md" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
         pytest.skip("torch has no linear_cross_entropy, which the page shows")
     if name != "docs/how-to/speed.md":  # elsewhere compiling is not the point
-        monkeypatch.setitem(estfx.transform.__kwdefaults__, "compile", False)
+        monkeypatch.setitem(inspect.unwrap(estfx.transform).__kwdefaults__, "compile", False)
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     page = (ROOT / name).read_text(encoding="utf-8")
