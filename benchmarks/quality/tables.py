@@ -1,4 +1,5 @@
-"""Makes every table and figure of the quality experiments from the stored results: docs/quality.md and its pictures.
+"""Makes every table and figure of the quality experiments from the stored results: docs/quality.md, its record
+`docs/quality-record.md`, and the pictures.
 
     python benchmarks/quality/tables.py [--out docs/quality.md]
 
@@ -182,6 +183,25 @@ def _saving(found: tuple[float, float, float] | None) -> str:
     return "none" if found[0] < 0 else f"{found[0]:.1%} [{found[1]:.1%}, {found[2]:.1%}]"
 
 
+def brief(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
+    """One line for every experiment: what the schedules that were tried most lose against dense."""
+    shown = {"dense-short": "dense for as many FLOPs", "est": "EST", "compound": "compound"}
+    yield f"| model | tokens a parameter | {' | '.join(shown.values())} |"
+    yield f"|---|---|{'---|' * len(shown)}"
+    for experiment, results in experiments:
+        one = next(iter(results["dense"].values()))
+        cells = [_with_seeds(difference(results.get(name, {}), results["dense"])) for name in shown]
+        if any(cells[1:]):
+            yield f"| {experiment.title} | {one['tokens'] / one['parameters']:.0f} | {' | '.join(cells)} |"
+
+
+def _with_seeds(against: tuple[float, float, float, int] | None) -> str:
+    if against is None:
+        return ""
+    mean, low, high, seeds = against
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}], {seeds} seed{'s' * (seeds > 1)}"
+
+
 def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
     """One line for every experiment and arm that is smaller than dense for a while."""
     heads = (
@@ -294,12 +314,15 @@ def main() -> None:
         picture = arguments.out.parent / "images" / f"quality-{name}.svg"
         plot(experiment, results, picture)
         sections += [f"![Held-out loss against FLOPs, and steps behind dense](images/{picture.name})", ""]
-    page = (folder / "page.md").read_text(encoding="utf-8")
-    for word, lines in (("summary", summary(main_ones)), ("lags", lag_table(lags))):
-        page = page.replace(f"{{{{ {word} }}}}", "\n".join(lines))
-    lines = [page.rstrip(), "", *sections]
-    arguments.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    print(f"written to {arguments.out}")
+    words = {"brief": brief(main_ones), "summary": summary(main_ones), "lags": lag_table(lags)}
+    filled = {word: "\n".join(lines) for word, lines in words.items()}
+    record = arguments.out.with_name(f"{arguments.out.stem}-record.md")
+    for source, path, more in (("page.md", arguments.out, []), ("record.md", record, ["", *sections])):
+        page = (folder / source).read_text(encoding="utf-8")
+        for word, lines in filled.items():
+            page = page.replace(f"{{{{ {word} }}}}", lines)
+        path.write_text("\n".join([page.rstrip(), *more]).rstrip() + "\n", encoding="utf-8")
+        print(f"written to {path}")
 
 
 def _place(path: Path) -> tuple[int, str]:

@@ -84,4 +84,6 @@ def test_the_page_is_made_of_the_stored_results(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "plot", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["tables.py", "--out", str(tmp_path / "quality.md")])
     tables.main()
-    assert (tmp_path / "quality.md").read_text() == PAGE.read_text(), "run python benchmarks/quality/tables.py"
+    for name in ("quality.md", "quality-record.md"):
+        stored = PAGE.with_name(name).read_text()
+        assert (tmp_path / name).read_text() == stored, "run python benchmarks/quality/tables.py"
