@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -45,7 +46,7 @@ def figures_of(contents: Contents, legend: bool) -> Iterator[tuple[str, Figure]]
         if each.trained is not None and not each.trained.everything:
             yield f"trained-{number}-layers", _layers_map(each.trained)
             for role in each.trained.roles:
-                yield f"trained-{number}-{word(role.role)}", _role_map(role)
+                yield f"trained-{number}-{word(role.role)}", _role_map(role, each.trained.steps)
 
 
 def word(text: str) -> str:
@@ -126,13 +127,22 @@ def _layers_map(trained: TrainedUnits) -> Figure:
     )
 
 
-def _role_map(role: RoleMap) -> Figure:
+def _role_map(role: RoleMap, steps: int) -> Figure:
+    """Colours for what departs from chance: its range takes at most half of the scale, and is marked beside it."""
     widest = max(role.sizes)
     extent = (-0.5, widest - 0.5, len(role.layers) - 0.5, -0.5)
-    span = (float(role.shares.min()), float(role.shares.max()))
-    return _map(
-        role.shares, role.layers, extent, role.role.replace("_", " "), "share of the steps\nthat trained it", span
+    chance = 3 * math.sqrt(role.mean * (1 - role.mean) / steps)  # of one unit, if every step draws anew
+    low, high = role.mean - chance, role.mean + chance
+    span = (
+        max(0.0, min(float(role.shares.min()), low - chance)),
+        min(1.0, max(float(role.shares.max()), high + chance)),
     )
+    label = role.role.replace("_", " ")
+    figure = _map(role.shares, role.layers, extent, label, "share of the steps\nthat trained it", span)
+    bar = figure.axes[1]
+    for end in (low, high) if np.mean((role.shares >= low) & (role.shares <= high)) > 0.8 else ():
+        bar.axhline(end, color="white", linewidth=1.5)
+    return figure
 
 
 def _map(
