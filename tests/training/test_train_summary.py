@@ -67,3 +67,21 @@ def test_a_summary_fits_80_columns_and_names_both_savings():
     assert "…" not in text  # nothing cut off
     print_summary(Console(file=file, width=80), summary | {"compiled": True})
     assert "Medians of one run, compiled; the first 3 steps of each stage compile and are left out" in file.getvalue()
+
+
+def test_seconds_that_beat_the_flops_are_told_to_be_taken_with_care():
+    longer = SimpleNamespace(stages=[*PLAN.stages[:2], stage(20, 30, 1, 1)], whole=PLAN.whole)
+    summary = {
+        "folder": "runs/gpt2",
+        "compiled": True,
+        "held_out_loss": {"before": 5.5, "after": 1.5, "tokens": 1000},
+        "flops_saved": {"layers": 0.26667, "model": 0.195},
+        "wall_seconds": {"prepare": 10.0, "train": 200.0, "total": 215.0},
+    }
+    for whole, told in ((0.4, True), (0.2, False)):  # a step of stage 1 takes 0.1, and has 0.375 of the FLOPs
+        records = [*steps(20), *(StepRecord(step, 3, 1.0, whole) for step in range(20, 30))]
+        file = io.StringIO()
+        print_summary(Console(file=file, width=200), summary | {"stages": stage_seconds(longer, records)})
+        words = "Take the seconds with care: stage 1 took 0.25 of the whole's seconds for 0.38 of its FLOPs"
+        assert (words in file.getvalue()) == told
+        assert ("with care" in file.getvalue()) == told
