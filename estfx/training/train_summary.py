@@ -67,7 +67,8 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     loss, saved, wall = summary["held_out_loss"], summary["flops_saved"], summary["wall_seconds"]
     compiled = summary["compiled"]
     too_fast = [
-        f"stage {each['stage']} took {each['of_whole']:.2f} of the whole's seconds for {each['flops_of_whole_model']:.2f}"
+        f"stage {each['stage']} took {each['of_whole']:.2f} of the whole's seconds for "
+        f"{each['flops_of_whole_model']:.2f} of its FLOPs, so something else slowed the whole's steps."
         for each in summary["stages"]
         if each["of_whole"] is not None and each["of_whole"] < 0.95 * each["flops_of_whole_model"]
     ]
@@ -75,10 +76,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         f"Medians of one run, compiled; the first {LEFT_OUT} steps of each stage compile and are left out."
         if compiled
         else f"Medians of one run; the first {LEFT_OUT} steps of each stage are left out.",
-        *(
-            f"Take the seconds with care: {each} of its FLOPs, so something else slowed the whole's steps."
-            for each in too_fast
-        ),
+        *(f"Take the seconds with care: {each}" for each in too_fast),
         f"held-out loss   {loss['before']:.4f} before, {loss['after']:.4f} after (whole model, nats a token, "
         f"{loss['tokens']} tokens)",
         f"FLOPs saved     {saved['layers']:.2%} of the layers', {saved['model']:.2%} of the whole model's",
