@@ -184,6 +184,19 @@ def test_a_tracker_is_told_the_figures_of_the_subnetwork(tmp_path, monkeypatch):
     assert steps[-1]["estfx/flops"] > steps[0]["estfx/flops"] > 0
 
 
+@pytest.mark.sweep(day=0, days=2)
+def test_tensorboard_shows_the_figures(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tmp_path / "run", "train.report_to=[tensorboard]")
+    (file,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    events = reader.EventAccumulator(str(file.parent)).Reload()
+    shown = {name: [event.value for event in events.Scalars(f"train/{name}")] for name in ("estfx/stage", "loss")}
+    assert shown["estfx/stage"] == [1, 1, 2, 2, 3, 3, 3, 3]
+    steps = [line["loss"] for line in lines_of(tmp_path / "run") if line["kind"] == "step"]
+    assert shown["loss"] == pytest.approx(steps, rel=1e-3)
+    assert len(events.Scalars("eval/loss")) == 9
+
+
 def test_a_tracker_that_is_not_there_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
         run(tmp_path / "run", "train.report_to=[tensorbord]")
