@@ -19,6 +19,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from changed_files import changed_files, touched_tests  # noqa: E402
 from hypothesis import given, settings, strategies  # noqa: E402
+from long_tests import is_due, stored_seconds, write_seconds  # noqa: E402
 from shared_traces import shared_traces  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny, and several test processes share the cores
@@ -105,7 +106,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="REVISION",
         help="run what the change since a revision (by default the last commit) touches, in at most two minutes",
     )
-    parser.addoption("--every-case", action="store_true", help="run all cases of the sweeps, not only today's")
+    parser.addoption("--every-case", action="store_true", help="run all tests, not only those whose day it is")
+    parser.addoption("--write-long-tests", action="store_true", help="store the seconds of tests that take long")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whether the run is of some tests, which were named or are touched by a change: these all run."""
+    if not hasattr(config, "workerinput"):  # else the process that started this one has said it
+        chosen = config.args_source is pytest.Config.ArgsSource.ARGS or config.getoption("--changed") is not None
+        os.environ["ESTFX_TESTS_ARE_CHOSEN"] = str(int(chosen))
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
@@ -125,7 +134,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: str(item.path), reverse=True)  # the rules of operators, which are quick, come last
-    left_out = [item for item in items if not (config.getoption("--every-case") or _is_due(item))]
+    long = {} if os.environ["ESTFX_TESTS_ARE_CHOSEN"] == "1" else stored_seconds()
+    left_out = [item for item in items if not (config.getoption("--every-case") or _is_due(item, long))]
     if config.getoption("--changed") is not None:
         root, near = TESTS.parent, _touched(config)
         items.sort(key=lambda item: near.get(item.path.relative_to(root), 3))  # what is nearest first
@@ -159,15 +169,29 @@ def _touched(config: pytest.Config) -> dict[Path, int]:
         raise pytest.UsageError(f"--changed: {error}") from None
 
 
-def _is_due(item: pytest.Item) -> bool:
-    """Whether today is the day of a case of a sweep; of any other test, always."""
+def _is_due(item: pytest.Item, long: dict[str, float]) -> bool:
+    """Whether today is the day of a case of a sweep or of a long test; of any other test, always."""
     mark = item.get_closest_marker("sweep")
     if mark is None:
-        return True
+        return is_due(item.nodeid, long.get(item.nodeid, 0.0), int(os.environ["ESTFX_TESTS_DAY"]))
     numbers = [item.callspec.indices[name] for name in mark.args]
     (number,) = numbers or [mark.kwargs["day"]]
     days = mark.kwargs.get("days", DAYS)
     return bool(number % days == int(os.environ["ESTFX_TESTS_DAY"]) % days)
+
+
+_seconds: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Where several processes run the tests, the first one is told of all of them."""
+    if report.when == "call" and report.passed:
+        _seconds[report.nodeid] = report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--write-long-tests") and not hasattr(session.config, "workerinput"):
+        write_seconds(_seconds)
 
 
 @pytest.fixture
