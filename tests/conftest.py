@@ -118,12 +118,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are cores, since a worker often waits for processes that it has started."""
-    return (os.cpu_count() or 1) + 1
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The tests of a file in one process: what they share is made once, and ranks are started once."""
     from xdist.scheduler import LoadFileScheduling

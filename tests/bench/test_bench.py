@@ -47,7 +47,7 @@ def loss(arm: Any, number: int = 0) -> torch.Tensor:
     return value
 
 
-@pytest.mark.sweep(day=0, days=2)
+@pytest.mark.sweep(day=1, days=2)
 def test_figures_fit_together() -> None:
     result = bench(BenchSettings.from_mapping(TINY))
     by_name = {arm.name: arm for arm in result.arms}

@@ -100,7 +100,7 @@ def test_refusal_of_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPa
         assert folder not in pass_files._next
 
 
-@pytest.mark.sweep(day=0, days=2)
+@pytest.mark.sweep(day=3, days=4)
 def test_the_command_line_ends_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     environment = {**os.environ, "ESTFX_DUMP": str(tmp_path / "file")}

@@ -71,6 +71,7 @@ def gradients(name: str, hook: str | None = None, options: Any = None) -> Any:
     return found
 
 
+@pytest.mark.sweep("name", days=3)
 @pytest.mark.parametrize("name", ["gpt2", "llama_grouped", SHARED])
 def test_gradients_are_those_without_it_to_the_bit(name: str) -> None:
     for plain, hooked in zip(on_ranks(gradients, name), on_ranks(gradients, name, "own"), strict=True):
@@ -81,6 +82,7 @@ def test_gradients_are_those_without_it_to_the_bit(name: str) -> None:
             assert sent == at_work
 
 
+@pytest.mark.sweep("options", days=3)
 @pytest.mark.parametrize("options", [{"bucket_cap_mb": 0.01}, {"gradient_as_bucket_view": True}])
 def test_buckets_may_be_small_and_gradients_views_of_them(options: dict[str, Any]) -> None:
     plain, _ = on_ranks(gradients, "llama_grouped")
@@ -91,6 +93,7 @@ def test_buckets_may_be_small_and_gradients_views_of_them(options: dict[str, Any
             assert torch.equal(value, after.get(key, torch.zeros_like(value))), key
 
 
+@pytest.mark.sweep(day=2, days=3)
 def test_it_sends_in_half_precision_what_was_trained() -> None:
     plain, _ = on_ranks(gradients, "llama_grouped")
     hooked, _ = on_ranks(gradients, "llama_grouped", "in half")

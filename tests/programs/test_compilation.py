@@ -238,7 +238,7 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass() -> None:
     assert one - (two - one) < 100  # bytes that do not
 
 
-@pytest.mark.sweep(day=0, days=2)
+@pytest.mark.sweep(day=0, days=4)
 def test_compiled_programs_are_saved_and_loaded(tmp_path: Path) -> None:
     with pytest.raises(estfx.EstfxError, match="cannot be read"):
         estfx.load_compiled(tmp_path / "none")

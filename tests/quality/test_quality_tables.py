@@ -79,7 +79,7 @@ def test_an_arm_holds_if_its_interval_reaches_down_to_dense():
     assert "| yes |" in lines(0.9)[0]
 
 
-@pytest.mark.sweep(day=0, days=2)
+@pytest.mark.sweep(day=1, days=2)
 def test_the_page_is_made_of_the_stored_results(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "plot", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["tables.py", "--out", str(tmp_path / "quality.md")])

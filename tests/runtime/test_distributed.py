@@ -128,7 +128,7 @@ def with_hsdp() -> Any:
     return train(model, fully_shard(model, mesh=two_by_two))
 
 
-@pytest.mark.sweep(day=0, days=2)
+@pytest.mark.sweep(day=1, days=4)
 def test_a_mesh_of_two_dimensions_computes_what_a_single_process_does() -> None:
     model = evolving()
     losses, drawn = train(model, model)
@@ -256,7 +256,7 @@ def fsdp_in_other_ways() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.sweep(day=0, days=2)
+@pytest.mark.sweep(day=1, days=2)
 def test_fsdp_before_transform_and_with_checkpointing() -> None:
     model = evolving()
     losses, drawn = train(model, model)
@@ -385,7 +385,7 @@ def growing(initialises: bool, folder: str, steps: range, after: int | None = No
     return losses
 
 
-@pytest.mark.sweep("later", days=2)
+@pytest.mark.sweep("later", days=4)
 @pytest.mark.parametrize("later", [False, True])
 def test_a_checkpoint_of_a_time_when_layers_have_never_run_is_loaded(tmp_path: Path, later: bool) -> None:
     folder = str(tmp_path)

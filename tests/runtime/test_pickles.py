@@ -87,7 +87,7 @@ def in_another_process(rank: int, model: Any, folder: str) -> None:
     torch.save(trained(model), Path(folder) / f"{rank}.pt")
 
 
-@pytest.mark.sweep(day=0, days=2)
+@pytest.mark.sweep(day=2, days=4)
 def test_it_can_be_given_to_another_process(tmp_path: Path) -> None:
     model = evolving()
     torch.multiprocessing.spawn(in_another_process, (model, str(tmp_path)), nprocs=1)

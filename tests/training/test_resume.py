@@ -223,7 +223,7 @@ def wait_for_steps(folder: Path, number: int, process: subprocess.Popen[str]) ->
         time.sleep(0.02)
 
 
-@pytest.mark.sweep("number", days=2)
+@pytest.mark.sweep("number", days=4)
 @pytest.mark.parametrize(
     ("number", "status", "told"),
     [(signal.SIGTERM, 3, "told to terminate"), (signal.SIGINT, 130, "interrupted")],

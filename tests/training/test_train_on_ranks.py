@@ -64,14 +64,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.sweep("way", days=2)
+@pytest.mark.sweep("way", days=4)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_losses_and_weights_are_those_of_one_process(way: str, alone: Path, tmp_path: Path) -> None:
     assert on_two(tmp_path / "run", NO_DROPOUT, HALF, f"train.distribution={way}") == [None, None]
     assert_same(alone, tmp_path / "run")
 
 
-@pytest.mark.sweep("way", days=2)
+@pytest.mark.sweep("way", days=3)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_a_stopped_run_goes_on_to_the_bit_and_with_one_process_when_told(way: str, alone: Path, tmp_path: Path) -> None:
     settings = [NO_DROPOUT, HALF, f"train.distribution={way}"]

@@ -54,6 +54,7 @@ def test_every_step_is_written_down(finished):
     assert steps[0]["flops"] < steps[2]["flops"] < steps[4]["flops"]
 
 
+@pytest.mark.sweep("every", days=3)
 @pytest.mark.parametrize(("every", "steps"), [("null", range(9)), ("3", [0, 3, 6, 8]), ("never", [0, 8])])
 def test_held_out_losses_are_taken_on_the_way_and_at_the_end(tmp_path, every, steps):
     summary = run(tmp_path / "run", f"train.eval_every={every}")
