@@ -25,7 +25,8 @@ class Transposed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.bias is None:
             return x @ self.weight
-        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+        y = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return y.view(*x.shape[:-1], self.weight.shape[-1])  # not -1: an expert may have no tokens
 
 
 class Projection(nn.Module):
