@@ -4,7 +4,7 @@ In go lines and cells; out come text, rich's tables, HTML, and figures in one st
 """
 
 from estfx.showing.blocks import Block, Cells, Lines, Shown, compact, counted, print_shown, sized
-from estfx.showing.charts import GROUND, LIGHT, MUTED, RUNS, SHADE, TEXT, chart_of, style, written
+from estfx.showing.charts import GROUND, LIGHT, MUTED, RUNS, SHADE, chart_of, style, written
 
 __all__ = [
     "GROUND",
@@ -12,7 +12,6 @@ __all__ = [
     "MUTED",
     "RUNS",
     "SHADE",
-    "TEXT",
     "Block",
     "Cells",
     "Lines",

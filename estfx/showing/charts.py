@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GROUND", "LIGHT", "MUTED", "RUNS", "SHADE", "TEXT", "chart_of", "style", "written"]
+__all__ = ["GROUND", "LIGHT", "MUTED", "RUNS", "SHADE", "chart_of", "style", "written"]
 
 TEXT, MUTED, GRID, GROUND, SHADE = "#1f2329", "#59626d", "#d6dbe1", "#fdfdfe", "#e1e8f2"
 RUNS = ("#0b62b8", "#b8460b", "#0f7a56", "#7d3fd6", "#a5226d", "#6b6200")
