@@ -32,9 +32,9 @@ def ddp_hook(state: nn.Module, bucket: GradBucket) -> torch.futures.Future[torch
     """
     group: Any = getattr(state, "process_group", None) or dist.group.WORLD
     model = evolving_within(state)
-    kept = part_at_work(model)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     buffer = bucket.buffer()
+    kept = part_at_work(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()} if kept else {}
     at_work = [kept.get(names.get(id(parameter), ""), {}) for parameter in bucket.parameters()]
     parts = [_Part(gradient, dims) for gradient, dims in zip(_gradients(bucket, buffer), at_work, strict=True)]
     whole = not any(at_work)
