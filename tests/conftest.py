@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ SHARING = {
     *("bench", "cli", "costs", "dumping", "integrations", "run_report", "runtime", "schedules", "training"),
     *("test_docs.py", "test_equivalence.py", "test_foreign_models.py", "test_transformation.py"),
 }
+SHARED_BY_FOLDER = ("run_report",)  # its files have runs in common, which take seconds to make
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +94,24 @@ def _logging_is_enabled_again() -> Iterator[None]:
     logging.disable(before)
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, as selenium drives it; a test that needs it is skipped where there is none."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1500,1100"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=Service(driver))
+    yield opened
+    opened.quit()
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -122,8 +142,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The tests of a file in one process: what they share is made once, and ranks are started once."""
     from xdist.scheduler import LoadFileScheduling
 
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            folder = next((each for each in SHARED_BY_FOLDER if nodeid.startswith(f"tests/{each}/")), None)
+            return folder or str(super()._split_scope(nodeid))
+
     config.option.loadscopereorder = False  # what takes long comes first, see below
-    return LoadFileScheduling(config, log)
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,6 +16,7 @@ from estfx.cli.commands.plan import plan
 from estfx.cli.commands.report import report
 from estfx.cli.commands.train import train
 from estfx.errors import EstfxError
+from estfx.settings import SettingsError
 
 # what only one command needs is imported in it: transformers takes seconds, and --help should not
 
@@ -31,12 +32,20 @@ class _TellsFaults(TyperGroup):
         except EstfxError as error:
             if ctx.params.get("traceback"):
                 typer.echo("".join(tracebacks.format_exception(error)), err=True)
-            for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            for line in (f"error: {error}", *getattr(error, "__notes__", ()), *_page(error, ctx.invoked_subcommand)):
                 typer.echo(line, err=True)
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt:
             typer.echo("interrupted.", err=True)
             raise typer.Exit(130) from None
+
+
+def _page(error: EstfxError, command: str | None) -> list[str]:
+    """A line that names the page of the documentation that helps, if there is one."""
+    page = error.page
+    if isinstance(error, SettingsError):
+        page = "reference/settings.md" if command == "train" else "reference/command-line.md"
+    return [f"see docs/{page}"] if page else []
 
 
 app = typer.Typer(

@@ -12,19 +12,60 @@ from estfx.dumping.constants import packed
 from estfx.dumping.stage_graphs import StageGraphs
 from estfx.dumping.text import header, kind_header
 from estfx.errors import EstfxError
-from estfx.graphs import axes_text, is_own_function, opaque_module_of, passes_of, size_names, source_line, type_text
+from estfx.graphs import (
+    axes_text,
+    extent_of,
+    is_own_function,
+    opaque_module_of,
+    passes_of,
+    size_names,
+    source_line,
+    tags,
+    tensor_of,
+    type_text,
+)
 
 __all__ = ["code"]
 
 
 def code(graphs: StageGraphs) -> str:
-    """A module with a function for each kind, from its stream, sides, indices and weights to a tuple of tensors."""
+    """A module with a function for each kind, from its stream, sides, indices and weights to a tuple of tensors.
+
+    Run as a script, it calls each of them with random numbers, and prints the shapes of what it returns.
+    """
     imports: set[str] = set()
     functions = [f"{kind_header(kind, graphs)}\n{_function(kind.graph, kind.name, imports)}" for kind in graphs.kinds]
     lines = [header(graphs), "", *sorted(imports), "", "import torch", ""]
     if any("unpacked(" in each for each in functions):
         lines.insert(-2, "from estfx.dumping.constants import unpacked")
-    return "\n".join([*lines, *(f"\n{each}" for each in functions)])
+    calls = [
+        'if __name__ == "__main__":',
+        "    torch.manual_seed(0)",
+        *(_call(kind.graph, kind.name) for kind in graphs.kinds),
+    ]
+    return "\n".join([*lines, *(f"\n{each}" for each in functions), "", *calls, ""])
+
+
+def _call(gm: GraphModule, name: str) -> str:
+    """Lines that call a function with inputs of the shapes that the graph was traced with, and print what it gives."""
+    indices = {gather.placeholder for gather in tags.get(gm, tags.Indices, tags.Indices()).gathers}
+    given = [
+        f"        {node.name}={_random(tensor_of(node), node.name in indices)},"
+        for node in gm.graph.nodes
+        if node.op == "placeholder"
+    ]
+    return "\n".join(
+        [f"    outputs = {name}(", *given, "    )", f'    print("{name}:", [tuple(each.shape) for each in outputs])']
+    )
+
+
+def _random(value: torch.Tensor, index: bool) -> str:
+    shape, dtype = [extent_of(size)[0] for size in value.shape], str(value.dtype)
+    if index:
+        return f"torch.arange({shape[-1]})" + (f".expand({shape})" if len(shape) > 1 else "")
+    if value.dtype.is_floating_point or value.dtype.is_complex:
+        return f"torch.randn({shape}, dtype={dtype}) / 10"
+    return f"torch.ones({shape}, dtype={dtype})"
 
 
 def _function(gm: GraphModule, name: str, imports: set[str]) -> str:

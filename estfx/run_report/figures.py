@@ -16,6 +16,7 @@ from matplotlib.typing import LineStyleType
 
 from estfx.run_report.contents import Contents, RunContents
 from estfx.run_report.curves import AXES, Floats
+from estfx.run_report.told_values import told
 from estfx.run_report.trained_units import RoleMap, TrainedUnits
 from estfx.showing import GROUND, MUTED, RUNS, SHADE
 
@@ -60,12 +61,14 @@ def _losses(runs: Sequence[RunContents], axis: str, legend: bool) -> Figure:
         line, curves = _line(number), each.curves
         point = "." if len(curves.loss) == 1 else None
         axes.plot(curves.at[axis], curves.loss, color=line["color"], alpha=0.3, linewidth=0.6)
-        axes.plot(curves.at[axis], curves.smoothed, **line, linewidth=1.4, marker=point)
+        (smoothed,) = axes.plot(curves.at[axis], curves.smoothed, **line, linewidth=1.4, marker=point)
+        told(smoothed, number, f"{each.label}, training, smoothed")
         dots = ":" if len(curves.held_out) > 2 else "none"  # no straight line from the beginning to the end
-        axes.plot(
+        (held_out,) = axes.plot(
             curves.held_out_at[axis], curves.held_out, color=line["color"], linewidth=0.8, linestyle=dots,
             marker=MARKERS[number % 6], markersize=4, markerfacecolor=GROUND, clip_on=False,
         )  # fmt: skip
+        told(held_out, number, f"{each.label}, held-out", dense=False)
     _frame_losses(axes, runs)
     if legend:
         kinds = [
@@ -94,7 +97,8 @@ def _seconds(runs: Sequence[RunContents], legend: bool) -> Figure:
     axes.set_yscale("log")
     for number, each in enumerate(runs):
         point = "." if len(each.curves.slowest) == 1 else None
-        axes.plot(each.curves.at["step"], each.curves.slowest, **_line(number), linewidth=0.8, marker=point)
+        (line,) = axes.plot(each.curves.at["step"], each.curves.slowest, **_line(number), linewidth=0.8, marker=point)
+        told(line, number, each.label)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     if legend:
@@ -111,7 +115,10 @@ def _graphs(runs: Sequence[RunContents], legend: bool) -> Figure:
         line = _line(number)
         axes.vlines(places, 0, counts, color=line["color"], linewidth=1.2, linestyle=line["linestyle"])
         marker = MARKERS[number % 6]
-        axes.plot(places, counts, color=line["color"], marker=marker, markersize=5, linestyle="none", clip_on=False)
+        (points,) = axes.plot(
+            places, counts, color=line["color"], marker=marker, markersize=5, linestyle="none", clip_on=False
+        )
+        told(points, number, each.label, dense=False)
         most = max([most, *counts])
     axes.set_ylim(0, most * 1.25)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -189,6 +196,8 @@ def _chart(runs: Sequence[RunContents], axis: str, y: str) -> tuple[Figure, Axes
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(True, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_gid(f"spine-{side}")
     axes.set_xlabel(AXIS_LABELS[axis])
     axes.set_ylabel(y)
     spans = [spans[axis] for each in runs for _, spans in each.curves.stages]

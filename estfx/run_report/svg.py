@@ -7,6 +7,7 @@ import re
 
 from matplotlib.figure import Figure
 
+from estfx.run_report.told_values import values_of
 from estfx.showing import LIGHT
 
 __all__ = ["inline"]
@@ -15,7 +16,10 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def inline(figure: Figure, name: str, title: str) -> str:
-    """The figure as an `<svg>` whose colours are the page's variables; `title` is read out in its place."""
+    """The figure as an `<svg>` whose colours are the page's variables; `title` is read out in its place.
+
+    The values of its lines go with it, in `data-chart`, for the page's script.
+    """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
     text = file.getvalue()
@@ -30,6 +34,8 @@ def inline(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d{2,}", _shorter, path[0]), text)
     for variable, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{variable})")
+    if values := values_of(figure):
+        text = text.replace("<svg", f'<svg data-chart="{_escaped(values)}"', 1)
     return text.replace("xlink:href", "href")
 
 

@@ -29,6 +29,8 @@ PREFIX, UNFINISHED = "checkpoint-", "unfinished"
 class CheckpointError(EstfxError):
     """A checkpoint that cannot be gone on from."""
 
+    page = "how-to/resume.md"
+
 
 def steps_of(folder: Path) -> dict[int, Path]:
     """The complete checkpoints of a folder by their step, in order."""

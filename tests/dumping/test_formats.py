@@ -81,6 +81,14 @@ def test_python_that_runs(tmp_path: Path) -> None:
     assert all(map(torch.equal, function(*inputs), graph(*inputs)))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped", "bloom"])
+def test_python_ends_with_calls_that_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage in range(len(SCHEDULE.stages)):
+        (tmp_path / "layer.py").write_text(dump(build(name), SCHEDULE, stage, format="code"))
+        runpy.run_path(str(tmp_path / "layer.py"), run_name="__main__")
+        assert re.fullmatch(r"\w+: \[\(\d+, \d+, \d+\)\]\n", capsys.readouterr().out)
+
+
 def _like(node: Any, sizes: dict[str, int]) -> torch.Tensor:
     """A value for an input of a graph; of the dynamic sizes the first is 2, any other 5."""
     value = node.meta["val"]
