@@ -95,9 +95,15 @@ function liven(svg, chart) {
       const [x, y] = [px(line.x[i]), py(line.y[i])];
       if (y > top - 1 && y < bottom + 1) guide.append(made("circle", { cx: x, cy: y, r: 2.6, fill: line.color }));
     }
-    const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width, x = px(value) * scale;
-    const before = px(value) > (left + right) / 2;
-    values.style.left = `${before ? x - values.offsetWidth - 8 : x + 8}px`;
+    put_values();
+  }
+
+  // puts the values beside the guide, where they can be seen
+  function put_values() {
+    const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width, x = px(at) * scale;
+    const place = px(at) > (left + right) / 2 ? x - values.offsetWidth - 8 : x + 8;
+    const most = figure.scrollLeft + figure.clientWidth - values.offsetWidth;
+    values.style.left = `${Math.max(figure.scrollLeft, Math.min(place, most))}px`;
     values.style.top = `${top * scale + 4}px`;
   }
 
@@ -130,9 +136,10 @@ function liven(svg, chart) {
     figure.focus();
   });
   figure.addEventListener("blur", () => read(null));
+  figure.addEventListener("scroll", () => at !== null && put_values());
   figure.addEventListener("keydown", (event) => {
     const here = at ?? (view.x[0] + view.x[1]) / 2;
-    if (event.key === "ArrowRight" || event.key === "ArrowLeft") read(beside(here, event.key === "ArrowRight" ? 1 : -1));
+    if (event.key === "ArrowRight" || event.key === "ArrowLeft") read(next_to(here, event.key === "ArrowRight" ? 1 : -1));
     else if (event.key === "+") show(...around(here, 0.25), at);
     else if (event.key === "-") show(...around(here, 1), at);
     else if (event.key === "Escape") show(...whole.x.slice(0, 2));
@@ -153,7 +160,7 @@ function liven(svg, chart) {
     return [place - half, place + half];
   }
 
-  function beside(place, by) {
+  function next_to(place, by) {
     const i = nearest(points, place), next = points[at === null ? i : i + by];
     return next === undefined || next < view.x[0] || next > view.x[1] ? points[i] : next;
   }
