@@ -14,7 +14,7 @@ from zlib import crc32
 __all__ = ["days_between", "is_due", "stored_seconds", "write_seconds"]
 
 FILE = Path(__file__).with_name("long_tests.json")
-LONG = 1.0  # seconds; what takes twice as long runs every second day, and so on
+LONG = 0.8  # seconds; what takes twice as long runs every second day, and so on
 MOST_DAYS = 14
 
 

@@ -36,7 +36,7 @@ from estfx.cli.main import app
 from estfx.programs import compilation
 from estfx.schedules.schedule import Schedule
 from estfx.settings import SettingsError, parse_yaml
-from estfx.training.model_spec import parse_options
+from estfx.training.model_argument import parse_options
 from estfx.training.train_config import RunConfig
 
 ROOT = Path(__file__).parent.parent

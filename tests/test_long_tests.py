@@ -8,7 +8,7 @@ import pytest
 from long_tests import MOST_DAYS, days_between, is_due, stored_seconds
 
 
-@pytest.mark.parametrize(("seconds", "days"), [(0.1, 1), (1.5, 1), (1.6, 2), (4, 3), (9, 6), (60, MOST_DAYS)])
+@pytest.mark.parametrize(("seconds", "days"), [(0.1, 1), (0.8, 1), (0.9, 2), (4, 5), (8.1, 11), (60, MOST_DAYS)])
 def test_the_longer_a_test_takes_the_rarer_it_runs(seconds: float, days: int) -> None:
     assert days_between(seconds) == days
     for name in ("tests/a.py::test_a", "tests/b.py::test_b[3]"):

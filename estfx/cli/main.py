@@ -16,7 +16,6 @@ from estfx.cli.commands.plan import plan
 from estfx.cli.commands.report import report
 from estfx.cli.commands.train import train
 from estfx.errors import EstfxError
-from estfx.settings import SettingsError
 
 # what only one command needs is imported in it: transformers takes seconds, and --help should not
 
@@ -42,6 +41,8 @@ class _TellsFaults(TyperGroup):
 
 def _page(error: EstfxError, command: str | None) -> list[str]:
     """A line that names the page of the documentation that helps, if there is one."""
+    from estfx.settings import SettingsError
+
     page = error.page
     if isinstance(error, SettingsError):
         page = "reference/settings.md" if command == "train" else "reference/command-line.md"

@@ -1,23 +1,37 @@
 """Stages, presets and draws: pure functions of the schedule, the seed and the step.
 
-In go a schedule, a seed, a step and what there is to draw; out comes which layers and units that step trains.
+In go a schedule, a seed, a step and what there is to draw; out comes which layers and units that step trains. What
+needs torch is loaded when it is first asked for: a schedule can be read and refused without it.
 """
 
+from typing import TYPE_CHECKING
+
+from estfx.lazy_names import lazy_names
 from estfx.schedules.draws import SCORES, Draw, PolicyName, Scores, draw_units, selection_policy
 from estfx.schedules.preset_by_name import PRESETS, default_preset, preset_schedule
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Count, Fraction, Share, Stage, kept_count
-from estfx.schedules.step_draw import (
-    DrawnLayer,
-    StepDraw,
-    UnitScores,
-    draw_step,
-    layers_of_stage,
-    units_kept,
-    widths_of_layers,
-)
-from estfx.schedules.subnetwork import Subnetwork
 
+if TYPE_CHECKING:
+    from estfx.schedules.step_draw import DrawnLayer as DrawnLayer
+    from estfx.schedules.step_draw import StepDraw as StepDraw
+    from estfx.schedules.step_draw import UnitScores as UnitScores
+    from estfx.schedules.step_draw import draw_step as draw_step
+    from estfx.schedules.step_draw import layers_of_stage as layers_of_stage
+    from estfx.schedules.step_draw import units_kept as units_kept
+    from estfx.schedules.step_draw import widths_of_layers as widths_of_layers
+    from estfx.schedules.subnetwork import Subnetwork as Subnetwork
+
+_MODULES = {
+    "DrawnLayer": "estfx.schedules.step_draw",
+    "StepDraw": "estfx.schedules.step_draw",
+    "Subnetwork": "estfx.schedules.subnetwork",
+    "UnitScores": "estfx.schedules.step_draw",
+    "draw_step": "estfx.schedules.step_draw",
+    "layers_of_stage": "estfx.schedules.step_draw",
+    "units_kept": "estfx.schedules.step_draw",
+    "widths_of_layers": "estfx.schedules.step_draw",
+}
 __all__ = [
     "PRESETS",
     "SCORES",
@@ -43,3 +57,6 @@ __all__ = [
     "units_kept",
     "widths_of_layers",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take any name for a door
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -12,15 +12,18 @@ from estfx.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from estfx.training.document_sources import STANDARD_LIBRARY as STANDARD_LIBRARY
+    from estfx.training.document_sources import check_sources as check_sources
     from estfx.training.document_sources import documents as documents
     from estfx.training.learning_rate import DECAY as DECAY
+    from estfx.training.model_argument import check_model as check_model
+    from estfx.training.model_argument import holds_weights as holds_weights
+    from estfx.training.model_argument import parse_options as parse_options
     from estfx.training.model_presets import small_options as small_options
     from estfx.training.model_spec import build_model as build_model
-    from estfx.training.model_spec import holds_weights as holds_weights
     from estfx.training.model_spec import merged_options as merged_options
     from estfx.training.model_spec import model_types as model_types
-    from estfx.training.model_spec import parse_options as parse_options
     from estfx.training.quiet import quiet_transformers as quiet_transformers
+    from estfx.training.run_folder import RunFolder as RunFolder
     from estfx.training.run_folder import default_folder as default_folder
     from estfx.training.run_folder import environment as environment
     from estfx.training.step_records import LEFT_OUT as LEFT_OUT
@@ -44,6 +47,7 @@ _MODULES = {
     "LEFT_OUT": "estfx.training.step_records",
     "ModelSettings": "estfx.training.train_config",
     "RunConfig": "estfx.training.train_config",
+    "RunFolder": "estfx.training.run_folder",
     "STANDARD_LIBRARY": "estfx.training.document_sources",
     "ScheduleSettings": "estfx.training.train_config",
     "StoppedError": "estfx.training.training_run",
@@ -51,15 +55,17 @@ _MODULES = {
     "TrainSettings": "estfx.training.train_config",
     "TrainingFailedError": "estfx.training.train_recorder",
     "build_model": "estfx.training.model_spec",
+    "check_model": "estfx.training.model_argument",
+    "check_sources": "estfx.training.document_sources",
     "default_folder": "estfx.training.run_folder",
     "documents": "estfx.training.document_sources",
     "environment": "estfx.training.run_folder",
-    "holds_weights": "estfx.training.model_spec",
+    "holds_weights": "estfx.training.model_argument",
     "held_out_of": "estfx.training.text_data",
     "is_held_out": "estfx.training.text_data",
     "merged_options": "estfx.training.model_spec",
     "model_types": "estfx.training.model_spec",
-    "parse_options": "estfx.training.model_spec",
+    "parse_options": "estfx.training.model_argument",
     "print_summary": "estfx.training.train_summary",
     "quiet_transformers": "estfx.training.quiet",
     "small_options": "estfx.training.model_presets",
@@ -73,12 +79,15 @@ __all__ = [
     "DataSettings",
     "ModelSettings",
     "RunConfig",
+    "RunFolder",
     "ScheduleSettings",
     "StoppedError",
     "Tokens",
     "TrainSettings",
     "TrainingFailedError",
     "build_model",
+    "check_model",
+    "check_sources",
     "default_folder",
     "documents",
     "environment",

@@ -11,8 +11,9 @@ from typing import Any
 
 from estfx.settings import SettingsError, parse_json
 
-__all__ = ["STANDARD_LIBRARY", "documents"]
+__all__ = ["BYTES", "STANDARD_LIBRARY", "check_sources", "documents"]
 
+BYTES = "bytes"  # as tokens
 STANDARD_LIBRARY = "standard-library"
 _NOT_OURS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
@@ -32,6 +33,22 @@ def documents(sources: Sequence[str], column: str) -> Iterator[bytes]:
         else:
             texts = _of_dataset(source, column)
         yield from (text for text in texts if text)
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Raises SettingsError for files that are not there."""
+    for source in sources:
+        if not glob.glob(source, recursive=True) and _is_file_name(source):
+            raise SettingsError(_no_file(source))
+
+
+def _is_file_name(source: str) -> bool:
+    """Whether it can be no dataset's name."""
+    return any(mark in source for mark in "*?[") or source.startswith((".", "/")) or bool(Path(source).suffix)
+
+
+def _no_file(source: str) -> str:
+    return f"data.source: there is no file {source}."
 
 
 def _standard_library(folder: Path) -> Iterator[bytes]:
@@ -77,8 +94,8 @@ def _of_parquet(path: Path, column: str) -> Iterator[bytes]:
 
 def _of_dataset(name: str, column: str) -> Iterator[bytes]:
     local = Path(name).is_dir()
-    if not local and (any(mark in name for mark in "*?[") or name.startswith((".", "/")) or Path(name).suffix):
-        raise SettingsError(f"data.source: there is no file {name}.")
+    if not local and _is_file_name(name):
+        raise SettingsError(_no_file(name))
     datasets = _package("datasets", "datasets", f"to look for a dataset {name!r} (there is no such file)")
     try:
         found: Any = datasets.load_from_disk(name) if local else datasets.load_dataset(name, split="train")

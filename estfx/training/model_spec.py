@@ -4,29 +4,27 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from estfx.errors import EstfxError
-from estfx.settings import SettingsError, nearest, parse_json, parse_yaml
+from estfx.settings import SettingsError, nearest, parse_json
+from estfx.training.model_argument import factory_of, holds_weights, names_factory, unknown_model
 
 __all__ = [
     "BuiltModel",
     "build_model",
-    "holds_weights",
     "known_options",
     "merged_options",
     "model_types",
-    "parse_options",
 ]
 
 
@@ -55,14 +53,14 @@ def build_model(
     Raises SettingsError when there is no such model, or it does not take the options.
     """
     options = dict(options or {})
-    if ".py:" in spec or spec.endswith(".py"):
+    if names_factory(spec):
         return _from_factory(spec, options)
     if os.path.isdir(spec):
         config, weights = _folder_config(Path(spec), options), holds_weights(spec)
     elif spec in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         config, weights = _configured(spec, options), False
     else:
-        raise SettingsError(_unknown(spec))
+        raise SettingsError(unknown_model(spec, model_types()))
     if weightless_above is not None:
         # meta tensors would not do: transformers' masks look into a tensor unless they see that it is traced
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -70,11 +68,6 @@ def build_model(
         if sum(parameter.numel() for parameter in model.parameters()) > weightless_above:
             return BuiltModel(model, mode=mode)
     return BuiltModel(_from_weights(Path(spec), config) if weights else _from_config(spec, config))
-
-
-def holds_weights(spec: str) -> bool:
-    """Whether `spec` is a folder from which `build_model` loads weights."""
-    return os.path.isdir(spec) and any(Path(spec).glob("*.safetensors"))
 
 
 def model_types() -> list[str]:
@@ -94,31 +87,6 @@ def merged_options(model_type: str, base: Mapping[str, Any], over: Mapping[str, 
     aliases: Mapping[str, str] = CONFIG_MAPPING[model_type].attribute_map
     merged = {aliases.get(name, name): value for name, value in base.items()}
     return merged | {aliases.get(name, name): value for name, value in over.items()}
-
-
-def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """Reads `key=value` pairs, the values as YAML: `n_layer=4`, `tie_word_embeddings=false`."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, text = pair.partition("=")
-        if not sign or not key.strip():
-            raise SettingsError(f"expected key=value, got {pair!r}.")
-        try:
-            options[key.strip()] = parse_yaml(text)
-        except yaml.YAMLError as fault:
-            raise SettingsError(f"{pair!r}: the value is not YAML: {' '.join(str(fault).split())}") from None
-    return options
-
-
-def _unknown(spec: str) -> str:
-    if os.sep in spec or spec.startswith("."):
-        hub = "Nothing is loaded from a hub: give the folder of a download, or a type such as gpt2."
-        like_a_hub = spec.count("/") == 1 and not spec.startswith(".")
-        return f"there is no folder {spec!r}." + like_a_hub * f" {hub}"
-    return (
-        f"unknown model {spec!r}; {nearest(spec, model_types())} "
-        "A model is a causal language model type of transformers, a folder with a config.json, or path.py:factory."
-    )
 
 
 def _configured(model_type: str, options: dict[str, Any]) -> PreTrainedConfig:
@@ -178,12 +146,8 @@ def _from_weights(folder: Path, config: PreTrainedConfig) -> nn.Module:
 
 
 def _from_factory(spec: str, options: dict[str, Any]) -> BuiltModel:
-    file, sign, name = spec.rpartition(":")
-    if not sign or not name:
-        raise SettingsError(f"{spec!r} names no factory; write {spec.rstrip(':')}:name_of_a_function.")
+    file, name = factory_of(spec)
     path = Path(file)
-    if not path.is_file():
-        raise SettingsError(f"there is no file {file!r}.")
     module_spec = importlib.util.spec_from_file_location(f"estfx_factory_{path.stem}", path)
     assert module_spec is not None
     assert module_spec.loader is not None

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-import torch
-
 from estfx.settings import Settings, SettingsError, parse_json
 
 __all__ = ["RunFolder", "default_folder", "environment"]
@@ -168,6 +166,8 @@ def default_folder(model_name: str) -> Path:
 
 def environment() -> dict[str, Any]:
     """Versions and the kind of hardware."""
+    import torch  # which takes seconds, and most of this file does without
+
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from estfx.errors import EstfxError
 from estfx.settings import SettingsError
+from estfx.training.document_sources import BYTES
 
-__all__ = ["BYTES", "Blocks", "Corpus", "Tokens", "corpus_of", "held_out_of", "is_held_out", "tokens_of"]
+__all__ = ["Blocks", "Corpus", "Tokens", "corpus_of", "held_out_of", "is_held_out", "tokens_of"]
 
-BYTES = "bytes"
 _HELD_OUT_ONE_IN = 20  # texts
 
 

@@ -10,10 +10,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from estfx.errors import ScheduleError
 from estfx.schedules import SCORES, Count, Fraction, PolicyName, Schedule, Share, Stage, default_preset, preset_schedule
 from estfx.settings import Settings, SettingsError, nearest
-from estfx.training.document_sources import STANDARD_LIBRARY
-from estfx.training.model_presets import small_options
-from estfx.training.model_spec import holds_weights, merged_options, model_types, parse_options
-from estfx.training.text_data import BYTES, tokens_of
+from estfx.training.document_sources import BYTES, STANDARD_LIBRARY
+from estfx.training.model_argument import holds_weights, parse_options
 
 __all__ = ["DataSettings", "ModelSettings", "RunConfig", "ScheduleSettings", "TrainSettings"]
 
@@ -183,6 +181,10 @@ class RunConfig(Settings):
 
     def resolved(self) -> Self:
         """The same run with nothing left to presets: all model options and all stages written out."""
+        from estfx.training.model_presets import small_options  # which import transformers
+        from estfx.training.model_spec import merged_options, model_types
+        from estfx.training.text_data import tokens_of
+
         config = dict(self.model.config)
         if self.model.name in model_types():
             tokens = tokens_of(self.data.tokenizer)

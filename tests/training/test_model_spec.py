@@ -6,8 +6,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from estfx.settings import SettingsError
+from estfx.training.model_argument import parse_options
 from estfx.training.model_presets import small_options
-from estfx.training.model_spec import build_model, known_options, merged_options, model_types, parse_options
+from estfx.training.model_spec import build_model, known_options, merged_options, model_types
 
 TINY = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 32, "n_positions": 16}
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from estfx.cli.commands.options import AsJson, ConfigValues, Model
+from estfx.cli.commands.options import AsJson, ConfigValues, Model, check_file
 
 __all__ = ["bench"]
 
@@ -24,11 +24,15 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure seconds per step by stage, against the compiled original and what else makes training cheaper."""
-    from estfx.bench import BenchSettings
-    from estfx.bench import bench as measure
-    from estfx.training import parse_options
+    from estfx.training import check_model, parse_options
 
+    if out is not None:
+        check_file("--out", out)
+    check_model(model)
     chosen = {"model": {"name": model, "config": parse_options(config or ())}, **parse_options(overrides or ())}
+    from estfx.bench import BenchSettings  # which imports torch
+    from estfx.bench import bench as measure
+
     progress = Console(stderr=True)
     result = measure(BenchSettings.from_mapping(chosen), lambda line: progress.print(line, highlight=False))
     if out is not None:

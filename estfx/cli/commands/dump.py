@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from estfx.cli.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, LayerNames, Model
+from estfx.cli.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, LayerNames, Model, check_file
 
 __all__ = ["dump"]
 
@@ -41,14 +41,11 @@ def dump(
 
     With ESTFX_DUMP=folder in the environment every command writes each graph after each pass into that folder.
     """
-    from estfx.dumping import dump as dumped
     from estfx.errors import ScheduleError
     from estfx.schedules import Schedule, preset_schedule
     from estfx.settings import SettingsError
+    from estfx.training import check_model, holds_weights, parse_options
     from estfx.waiting import working
-
-    with working("loading transformers"):
-        from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
 
     chosen = [name for name, asked in (("json", as_json), ("diff", diff), ("code", code)) if asked]
     if len(chosen) + (output != "text") > 1 and not (as_json and output == "json" and len(chosen) == 1):
@@ -56,6 +53,10 @@ def dump(
         raise SettingsError(f"{' and '.join(given)} exclude each other; choose one.")
     if schedule is not None and preset is not None:
         raise SettingsError("give either --schedule or --preset.")
+    if out is not None:
+        check_file("--out", out)
+    check_model(model)
+    options = parse_options(config or ())
     stages = (
         Schedule.from_yaml(schedule)
         if schedule is not None
@@ -63,8 +64,12 @@ def dump(
     )
     if not 1 <= stage <= len(stages.stages):
         raise ScheduleError(f"there is no stage {stage}; the schedule has the stages 1 to {len(stages.stages)}.")
+    with working("loading transformers"):
+        from estfx.dumping import dump as dumped
+        from estfx.training import build_model, quiet_transformers
+
     with working(f"building {model}"), quiet_transformers():
-        built = build_model(model, parse_options(config or ()), weightless_above=WEIGHTLESS_ABOVE)
+        built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
         with built.mode:
             text = dumped(
                 built.model,

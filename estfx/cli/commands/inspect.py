@@ -24,14 +24,17 @@ def inspect(
 
     estfx inspect my_model.py:factory --layers 'blocks.*' --tree
     """
-    from estfx.report import inspect as report_of
+    from estfx.training import check_model, parse_options
     from estfx.waiting import working
 
+    check_model(model)
+    options = parse_options(config or ())
     with working("loading transformers"):
-        from estfx.training import build_model, parse_options, quiet_transformers
+        from estfx.report import inspect as report_of
+        from estfx.training import build_model, quiet_transformers
 
     with working(f"building {model}"), quiet_transformers():
-        built = build_model(model, parse_options(config or ()), weightless_above=WEIGHTLESS_ABOVE)
+        built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
         with built.mode:
             report = report_of(built.model, built.example_inputs, layers=layers or None)
     if as_json:

@@ -1,10 +1,12 @@
 """Arguments and options that several commands have."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["WEIGHTLESS_ABOVE", "AsJson", "ConfigValues", "LayerNames", "Model"]
+__all__ = ["WEIGHTLESS_ABOVE", "AsJson", "ConfigValues", "LayerNames", "Model", "check_file"]
 
 WEIGHTLESS_ABOVE = 500_000_000  # parameters; larger models are looked at without weights
 
@@ -28,3 +30,16 @@ LayerNames = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output, and nothing else there.")]
+
+
+def check_file(option: str, path: Path) -> None:
+    """Raises SettingsError if a file cannot be written there; writes nothing."""
+    from estfx.settings import SettingsError
+
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise SettingsError(f"{option} {path} is a folder; name a file in it.")
+    if not folder.is_dir():
+        raise SettingsError(f"{option} {path}: there is no folder {path.parent}; make it, or name another file.")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise SettingsError(f"{option} {path} may not be written to; name another file.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from estfx.cli.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, LayerNames, Model
+from estfx.cli.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, LayerNames, Model, check_file
 
 __all__ = ["plan"]
 
@@ -75,15 +75,11 @@ def plan(
     estfx plan llama --config num_hidden_layers=80 --config hidden_size=8192 --hardware h200 --num-devices 64
     """
     _refuse(target_saving, hardware, plot, out)
-    from estfx.costs import little_left, plans, schedule_saving
     from estfx.errors import ScheduleError
     from estfx.schedules import Schedule, preset_schedule
     from estfx.settings import SettingsError
+    from estfx.training import check_model, holds_weights, parse_options
     from estfx.waiting import working
-
-    with working("loading transformers"):
-        from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
-        from estfx.training import build_model, holds_weights, parse_options, quiet_transformers
 
     if hardware is None and (mfu is not None or bench is not None or price is not None or num_devices != 1):
         raise SettingsError("--mfu, --bench, --price and --num-devices say how fast some hardware is: add --hardware.")
@@ -91,6 +87,8 @@ def plan(
         raise SettingsError("give either --mfu or --bench, which measured it.")
     if schedule is not None and (preset is not None or keep is not None):
         raise SettingsError("give either a schedule's file, or --preset and --keep.")
+    check_model(model)
+    options = parse_options(config or ())
     stages = (
         Schedule.from_yaml(schedule)
         if schedule is not None
@@ -102,7 +100,10 @@ def plan(
     if schedule is None and preset is None:
         with suppress(ScheduleError):  # of fewer steps than stages
             compared.append(preset_schedule("est", total_steps or 150_000, keep))
-    options = parse_options(config or ())
+    with working("loading transformers"):
+        from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
+        from estfx.costs import little_left, plans, schedule_saving
+        from estfx.training import build_model, quiet_transformers
     with working(f"building {model}"), quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
         with built.mode:
@@ -164,11 +165,9 @@ def _refuse(target_saving: float | None, hardware: str | None, plot: Path | None
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise SettingsError(f"a plot is written as .png or .svg, not as {plot.suffix or plot.name!r}.")
     for option, path in (("--plot", plot), ("--out", out)):
-        if path is not None and path.is_dir():
-            raise SettingsError(f"{option} {path} is a folder; name a file in it.")
-        if path is not None and not path.absolute().parent.is_dir():
-            raise SettingsError(f"{option} {path}: there is no folder {path.parent}; make it, or name another file.")
+        if path is not None:
+            check_file(option, path)
     if hardware is not None:
-        from estfx.costs import peak_of  # which imports torch
+        from estfx.costs import peak_of
 
         peak_of(hardware)

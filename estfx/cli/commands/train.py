@@ -40,10 +40,8 @@ def train(
     Runs under torchrun as it is: torchrun --nproc-per-node 2 -m estfx train …
     """
     from estfx.settings import SettingsError
+    from estfx.training import RunConfig, RunFolder, check_model, check_sources, default_folder
     from estfx.waiting import working
-
-    with working("loading transformers"):
-        from estfx.training import RunConfig
 
     if resume and out is None:
         raise SettingsError("--resume goes on with the run in a folder; say which by --out.")
@@ -54,10 +52,15 @@ def train(
     if resume and config is None and out is not None and (out / "config.yaml").exists():
         config = out / "config.yaml" if changes else None
     run = None if resume and config is None else RunConfig.load(config, changes)
-    from estfx.training import default_folder
-    from estfx.training import train as run_training
-
     folder = out if out is not None else default_folder((run or RunConfig()).model.name)
+    # what can be refused at once is, before transformers is loaded, which takes seconds
+    RunFolder(folder, resume=resume, writes=int(os.environ.get("RANK", "0")) == 0)
+    if run is not None:
+        check_model(run.model.name)
+        check_sources(run.data.sources)
+        run.schedule.build(run.train.total_steps)
+    with working("loading transformers"):
+        from estfx.training import train as run_training
     summary = run_training(run, folder, Console(stderr=True), resume=resume, accept_changes=accept_changes)
     if int(os.environ.get("RANK", "0")) != 0:  # the first one prints
         return

@@ -1,0 +1,95 @@
+"""The argument that names a model, looked at before torch and transformers are imported, which takes seconds."""
+
+import ast
+import os
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from estfx.settings import SettingsError, nearest, parse_yaml
+
+__all__ = ["check_model", "factory_of", "holds_weights", "names_factory", "parse_options", "unknown_model"]
+
+_REGISTRY = Path("models") / "auto" / "modeling_auto.py"
+_TYPES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+
+
+def check_model(spec: str) -> None:
+    """Raises SettingsError if there is no such model type, folder or file, as far as can be seen without loading it."""
+    if names_factory(spec):
+        factory_of(spec)
+    elif os.path.isdir(spec):
+        if not (Path(spec) / "config.json").is_file():
+            raise SettingsError(f"{Path(spec)} holds no config.json.")
+    elif (types := registered_types()) and spec not in types:
+        raise SettingsError(unknown_model(spec, types))
+
+
+def registered_types() -> list[str]:
+    """The causal language model types of the installed transformers, read from its source without importing it.
+
+    Empty where the source has another form than is known here; the model itself is then what fails.
+    """
+    found = find_spec("transformers")
+    folders = [] if found is None else found.submodule_search_locations or []
+    for path in (Path(folder) / _REGISTRY for folder in folders):
+        if path.is_file():
+            for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == _TYPES:
+                    return sorted(_keys(statement.value))
+    return []
+
+
+def _keys(value: ast.expr) -> set[str]:
+    """The keys of `OrderedDict([(key, value), …])`."""
+    pairs = [each for each in ast.walk(value) if isinstance(each, ast.Tuple) and isinstance(each.elts[0], ast.Constant)]
+    return {str(ast.literal_eval(pair.elts[0])) for pair in pairs}
+
+
+def names_factory(spec: str) -> bool:
+    """Whether `spec` is meant as `path.py:factory`."""
+    return ".py:" in spec or spec.endswith(".py")
+
+
+def factory_of(spec: str) -> tuple[str, str]:
+    """The file and the function of `path.py:factory`; raises SettingsError if there is no such file."""
+    file, sign, name = spec.rpartition(":")
+    if not sign or not name:
+        raise SettingsError(f"{spec!r} names no factory; write {spec.rstrip(':')}:name_of_a_function.")
+    if not Path(file).is_file():
+        raise SettingsError(f"there is no file {file!r}.")
+    return file, name
+
+
+def holds_weights(spec: str) -> bool:
+    """Whether `spec` is a folder from which `build_model` loads weights."""
+    return os.path.isdir(spec) and any(Path(spec).glob("*.safetensors"))
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """Reads `key=value` pairs, the values as YAML: `n_layer=4`, `tie_word_embeddings=false`."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key.strip():
+            raise SettingsError(f"expected key=value, got {pair!r}.")
+        try:
+            options[key.strip()] = parse_yaml(text)
+        except yaml.YAMLError as fault:
+            raise SettingsError(f"{pair!r}: the value is not YAML: {' '.join(str(fault).split())}") from None
+    return options
+
+
+def unknown_model(spec: str, types: Sequence[str]) -> str:
+    """What is said of a model that is not there; `types` are those that are."""
+    if os.sep in spec or spec.startswith("."):
+        hub = "Nothing is loaded from a hub: give the folder of a download, or a type such as gpt2."
+        like_a_hub = spec.count("/") == 1 and not spec.startswith(".")
+        return f"there is no folder {spec!r}." + like_a_hub * f" {hub}"
+    return (
+        f"unknown model {spec!r}; {nearest(spec, types)} "
+        "A model is a causal language model type of transformers, a folder with a config.json, or path.py:factory."
+    )
