@@ -3,8 +3,8 @@
     python benchmarks/wrong_inputs.py [--only WORD]
 
 Each is a process of its own, in a folder with a few files to be wrong with. A refusal must end with exit status 2 (1
-for what cannot be had), say what was asked in one message without a traceback, and leave no file. Seconds are those of the
-whole process, the start of Python included.
+for what cannot be had), say what was asked in one message without a traceback, and leave no file. Seconds are those
+of the whole process, the start of Python included.
 """
 
 from __future__ import annotations

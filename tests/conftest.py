@@ -51,6 +51,15 @@ def _traces_are_shared(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _the_standard_library_is_read_once() -> None:
+    """Most runs of `estfx train` in the tests are on its sources: a second each."""
+    from estfx.training import document_sources
+
+    read = functools.cache(lambda folder, read=document_sources._standard_library: tuple(read(folder)))
+    document_sources._standard_library = lambda folder: iter(read(folder))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _what_stays_is_not_looked_through_again() -> Iterator[None]:
     """Graphs and imported modules are millions of objects, and each collection of garbage would look at all of them."""

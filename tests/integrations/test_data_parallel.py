@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import estfx
 from estfx.costs.schedule_plan import plan
 from estfx.errors import EstfxError
+from estfx.integrations.data_parallel import _Part
 from estfx.runtime.model_state import numbers_left_out, part_at_work
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
@@ -128,3 +129,13 @@ def on_a_plain_model() -> str:
 def test_a_model_that_is_not_transformed_is_refused() -> None:
     for message in on_ranks(on_a_plain_model):
         assert "is no evolving model, and holds none: call `estfx.transform" in message
+
+
+def test_a_part_of_two_dimensions_goes_back_where_it_was_taken() -> None:
+    gradient = torch.randn(4, 5, 6)
+    rows, columns = torch.tensor([3, 1]), torch.tensor([0, 4, 5])
+    expected = gradient.clone()
+    expected[rows[:, None], :, columns] *= 2
+    part = _Part(gradient, {0: rows, 2: columns})
+    assert part.put(part.taken().reshape(-1) * 2) == 2 * 5 * 3
+    assert torch.equal(gradient, expected)
