@@ -34,6 +34,9 @@ class _TellsFaults(TyperGroup):
             for line in (f"error: {error}", *getattr(error, "__notes__", ()), *_page(error, ctx.invoked_subcommand)):
                 typer.echo(line, err=True)
             raise typer.Exit(error.exit_status) from None
+        except typer.BadParameter as error:
+            error.message = error.message.replace("Value error, ", "")  # as pydantic begins what it has to say
+            raise
         except KeyboardInterrupt:
             typer.echo("interrupted.", err=True)
             raise typer.Exit(130) from None

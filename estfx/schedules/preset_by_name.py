@@ -27,6 +27,8 @@ def preset_schedule(
     name = preset or default_preset(loaded=loaded)
     if name not in PRESETS:
         raise ScheduleError(f"unknown preset {preset!r}; {nearest(str(preset), PRESETS)}")
+    if keep is not None and not 0 < keep <= 1:
+        raise ScheduleError(f"keep is a fraction above 0 and at most 1, such as 0.5; got {keep:g}.")
     kept = {"growing": ("heads", "neurons"), "stacking": ("layers",)}.get(name, ("keep",))
     made: Schedule = getattr(Schedule, name)(total_steps, **({} if keep is None else dict.fromkeys(kept, keep)))
     return made

@@ -9,9 +9,18 @@ from typing import Any
 
 import yaml
 
-from estfx.settings import SettingsError, nearest, parse_yaml
+from estfx.settings import SettingsError, nearest, parse_json, parse_yaml
 
-__all__ = ["check_model", "factory_of", "holds_weights", "names_factory", "parse_options", "unknown_model"]
+__all__ = [
+    "check_model",
+    "factory_of",
+    "holds_weights",
+    "names_factory",
+    "parse_options",
+    "stored_type",
+    "unknown_model",
+    "unknown_type",
+]
 
 _REGISTRY = Path("models") / "auto" / "modeling_auto.py"
 _TYPES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
@@ -19,12 +28,17 @@ _TYPES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
 def check_model(spec: str) -> None:
     """Raises SettingsError if there is no such model type, folder or file, as far as can be seen without loading it."""
+    types = registered_types()
     if names_factory(spec):
-        factory_of(spec)
+        file, _ = factory_of(spec)
+        try:
+            ast.parse(Path(file).read_bytes(), file)
+        except SyntaxError as error:
+            raise SettingsError(f"{file} cannot be imported: SyntaxError: {error}") from None
     elif os.path.isdir(spec):
-        if not (Path(spec) / "config.json").is_file():
-            raise SettingsError(f"{Path(spec)} holds no config.json.")
-    elif (types := registered_types()) and spec not in types:
+        if (stored := stored_type(Path(spec))) not in types and types:
+            raise SettingsError(unknown_type(Path(spec), stored, types))
+    elif types and spec not in types:
         raise SettingsError(unknown_model(spec, types))
 
 
@@ -64,6 +78,21 @@ def factory_of(spec: str) -> tuple[str, str]:
     return file, name
 
 
+def stored_type(folder: Path) -> str:
+    """The model type that a folder's config.json names; raises SettingsError if it names none."""
+    path = folder / "config.json"
+    try:
+        stored = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{folder} holds no config.json.") from None
+    except (OSError, ValueError) as error:
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SettingsError(f"{path} cannot be read: {fault}") from None
+    if not isinstance(stored, dict) or "model_type" not in stored:
+        raise SettingsError(f"{path} has no model_type, which says what model it is: gpt2, llama, … Add it.")
+    return str(stored["model_type"])
+
+
 def holds_weights(spec: str) -> bool:
     """Whether `spec` is a folder from which `build_model` loads weights."""
     return os.path.isdir(spec) and any(Path(spec).glob("*.safetensors"))
@@ -93,3 +122,8 @@ def unknown_model(spec: str, types: Sequence[str]) -> str:
         f"unknown model {spec!r}; {nearest(spec, types)} "
         "A model is a causal language model type of transformers, a folder with a config.json, or path.py:factory."
     )
+
+
+def unknown_type(folder: Path, model_type: str, types: Sequence[str]) -> str:
+    """What is said of a folder whose model type is none of `types`."""
+    return f"{folder / 'config.json'} has the model_type {model_type!r}; {nearest(model_type, types)}"

@@ -12,16 +12,24 @@ from typing import Any
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from estfx.errors import EstfxError
-from estfx.settings import SettingsError, nearest, parse_json
-from estfx.training.model_argument import factory_of, holds_weights, names_factory, unknown_model
+from estfx.settings import SettingsError, nearest
+from estfx.training.model_argument import (
+    factory_of,
+    holds_weights,
+    names_factory,
+    stored_type,
+    unknown_model,
+    unknown_type,
+)
 
 __all__ = [
     "BuiltModel",
     "build_model",
+    "check_length",
     "known_options",
     "merged_options",
     "model_types",
@@ -70,6 +78,14 @@ def build_model(
     return BuiltModel(_from_weights(Path(spec), config) if weights else _from_config(spec, config))
 
 
+def check_length(model: nn.Module, seq_len: int, name: str) -> None:
+    """Raises SettingsError if a model of transformers takes fewer positions than `seq_len`, which was given as `name`."""
+    text = model.config.get_text_config() if isinstance(model, PreTrainedModel) else None
+    longest = getattr(text, "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < seq_len:
+        raise SettingsError(f"the model takes {longest} positions, but {name} is {seq_len}; make one fit the other.")
+
+
 def model_types() -> list[str]:
     """The causal language model types that the installed transformers registers."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -114,21 +130,9 @@ def _from_config(name: str, config: PreTrainedConfig) -> nn.Module:
 
 
 def _folder_config(folder: Path, options: dict[str, Any]) -> PreTrainedConfig:
-    try:
-        stored = parse_json((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"{folder} holds no config.json.") from None
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{folder / 'config.json'} cannot be read: {_one_line(error)}") from None
-    if not isinstance(stored, dict) or "model_type" not in stored:
-        raise SettingsError(
-            f"{folder / 'config.json'} has no model_type, which says what model it is: gpt2, llama, … Add it."
-        )
-    model_type = stored["model_type"]
-    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise SettingsError(
-            f"{folder / 'config.json'} has the model_type {model_type!r}; {nearest(str(model_type), model_types())}"
-        )
+    model_type = stored_type(folder)
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise SettingsError(unknown_type(folder, model_type, model_types()))
     _refuse_unknown(model_type, options)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, **options)

@@ -58,7 +58,9 @@ def plan(
         Path | None,
         typer.Option("--bench", metavar="FILE", help="Takes the MFU from what `estfx bench --out FILE` measured."),
     ] = None,
-    price: Annotated[float | None, typer.Option("--price", help="Of one device for an hour; adds the cost.")] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, help="Of one device for an hour; adds the cost.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draws the stages: a .png or .svg.")
     ] = None,
@@ -85,6 +87,8 @@ def plan(
         raise SettingsError("--mfu, --bench, --price and --num-devices say how fast some hardware is: add --hardware.")
     if mfu is not None and bench is not None:
         raise SettingsError("give either --mfu or --bench, which measured it.")
+    if mfu is not None and not 0 < mfu <= 1:
+        raise SettingsError(f"--mfu is a share above 0 and at most 1, such as 0.4; got {mfu:g}.")
     if schedule is not None and (preset is not None or keep is not None):
         raise SettingsError("give either a schedule's file, or --preset and --keep.")
     check_model(model)
@@ -103,9 +107,10 @@ def plan(
     with working("loading transformers"):
         from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
         from estfx.costs import little_left, plans, schedule_saving
-        from estfx.training import build_model, quiet_transformers
+        from estfx.training import build_model, check_length, quiet_transformers
     with working(f"building {model}"), quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
+        check_length(built.model, seq_len, "--seq-len")
         with built.mode:
             found, *others = plans(
                 built.model,
