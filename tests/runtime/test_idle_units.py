@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -184,3 +186,20 @@ def test_heads_in_modules_of_their_own_are_left_alone_whole() -> None:
             name = f"{layer}.attention.heads.{i}.query.weight"
             assert torch.equal(model.get_parameter(name), before[name]) == (i not in kept)
             assert (name in listed) == (i not in kept)
+
+
+def test_an_optimizer_whose_step_fails_is_not_kept() -> None:
+    class OutOfMemory(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            raise RuntimeError("CUDA out of memory.")
+
+    model = evolving()
+    failing = OutOfMemory(model.parameters(), lr=1e-2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        one_step(model, failing, 0)
+    alive = weakref.ref(failing)
+    del failing
+    gc.collect()
+    assert alive() is None
+    model.zero_grad()
+    one_step(model, OPTIMIZERS["sgd"](model.parameters()), 0)
