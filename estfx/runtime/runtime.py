@@ -45,6 +45,7 @@ class Runtime:
     named: LayerPatterns | None = None  # the layers as `transform` was told them
     fuses_loss: bool = False
     made_by: MadeBy | None = None
+    filled_in: bool = False  # the schedule's number of steps, by a trainer and not by the user
     state: StepState | None = None  # of the step in force
     stage_index: int = 0  # of the last step that was in force
     idle: bool = False  # while the model itself is being looked at
@@ -240,8 +241,7 @@ class Runtime:
         if key not in self._indices:  # a program made since the step was set
             drawn = {role: units[None] for role, units in self.require_step().drawn[name].items()}
             self._indices[key] = [torch.from_numpy(i[0].copy()) for i in program.indices(drawn)]
-        if any(index.device != device for index in self._indices[key]):  # or a layer on another device
-            self._indices[key] = [index.to(device) for index in self._indices[key]]
+        self._indices[key] = [index.to(device) for index in self._indices[key]]  # or a layer on another device
         return self._indices[key]
 
     def _send(self, device: torch.device) -> None:
