@@ -38,7 +38,7 @@ SCHEDULE = Schedule(
     total_steps=STEPS,
 )
 DATA = [{"input_ids": row, "labels": row} for step in range(STEPS) for row in tokens(batch=ROWS, seed=step)]
-WAYS = ("torch-ddp", "torch-fsdp2", "accelerate-ddp", "accelerate-fsdp2", "trainer")
+WAYS = ("torch-ddp", "torch-fsdp2", "accelerate-ddp", "accelerate-fsdp2", "trainer", "fabric-ddp")
 
 
 def evolving() -> Any:
@@ -151,6 +151,28 @@ def with_accelerate(way: str) -> dict[str, Any]:
     return found
 
 
+def with_fabric() -> dict[str, Any]:
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+    strategy = DDPStrategy(find_unused_parameters=True)
+    fabric = Fabric(accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), strategy=strategy)
+    fabric.launch()
+    model = fabric.setup(evolving())
+    optimizer = fabric.setup_optimizers(adam(model))
+    found: dict[str, Any] = {"losses": [], "stages": []}
+    for step, batch in enumerate(own_rows()):
+        model.set_step(step)  # through Fabric's wrapper
+        loss = model(**batch).loss
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        found["losses"].append(joined(loss))
+        found["stages"].append(model.stage_index)
+    return {**found, "weights": summed(model), "kind": type(model._forward_module).__name__}
+
+
 def with_trainer() -> dict[str, Any]:
     from transformers import Trainer, TrainingArguments
 
@@ -183,8 +205,8 @@ def with_trainer() -> dict[str, Any]:
 
 def main(way: str, file: str) -> None:
     torch.set_num_threads(1)
-    if way == "trainer":
-        found = with_trainer()
+    if way in ("trainer", "fabric-ddp"):
+        found = with_trainer() if way == "trainer" else with_fabric()
     else:
         found = with_torch(way) if way.startswith("torch-") else with_accelerate(way)
     if rank_and_number()[0] == 0:
