@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from estfx.runtime.follower import Follower, StepState
 from estfx.runtime.mounted_layers import MountedLayers
@@ -48,10 +48,11 @@ class IdleUnits(Follower):
         if not self.watches_optimizers or state.stage.whole:
             return
         own = parameters_held(optimizer)
+        moves_all = isinstance(optimizer, LBFGS)  # also what has no gradient
         kept = []
         with torch.no_grad():
             for parameter, dim, idle in self._slices(state, model):
-                if id(parameter) in own and parameter.grad is not None:
+                if id(parameter) in own and (moves_all or parameter.grad is not None):
                     here = local_part(parameter)
                     index = idle.to(here.device)
                     kept.append((here, dim, index, here.index_select(dim, index)))

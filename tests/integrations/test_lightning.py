@@ -144,3 +144,31 @@ def test_a_run_of_another_length_is_told(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING, logger="estfx"):
         fit(Module(), max_steps=2)
     assert "Lightning runs for 2 steps, the schedule is made for 6: the run ends in stage 1 of 3" in caplog.text
+
+
+GROWING = Schedule(stages=STAGES, total_steps=6, resample_every="never", kept_units="as_is")
+RANKING = SCHEDULE.model_copy(update={"policy": "weighted_gradient_magnitude", "refresh_every": 1})
+
+
+class Decaying(Module):
+    """Weight decay would wear away what is idle, were it not put back. The gradients are made in a closure."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-2, weight_decay=5.0)
+
+
+@pytest.mark.parametrize("schedule", [GROWING, RANKING])
+def test_what_watches_the_optimizer_sees_what_it_does_by_hand(schedule: Schedule) -> None:
+    hand, module = Decaying(schedule), Decaying(schedule)
+    optimizer = hand.configure_optimizers()
+    for step in range(6):
+        optimizer.zero_grad()
+        hand.model.set_step(step)
+        hand.loss(BATCHES[step]).backward()
+        optimizer.step()
+    fit(module)
+    assert torch.equal(torch.stack(module.losses), torch.stack(hand.losses))
+    for (name, one), other in zip(module.model.named_parameters(), hand.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    learnt, want = module.model.selection.state_dict(), hand.model.selection.state_dict()
+    assert {key: str(value) for key, value in learnt.items()} == {key: str(value) for key, value in want.items()}

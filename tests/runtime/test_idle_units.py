@@ -203,3 +203,28 @@ def test_an_optimizer_whose_step_fails_is_not_kept() -> None:
     assert alive() is None
     model.zero_grad()
     one_step(model, OPTIMIZERS["sgd"](model.parameters()), 0)
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs_leaves_them_alone_too_and_draws_once_a_step(search: str | None) -> None:
+    """It calls a closure several times in a step, and moves what has no gradient along earlier directions."""
+    model = evolving(schedule=GROWING.model_copy(update={"resample_every": 1, "idle_units": "left_alone"}))
+    own = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3, line_search_fn=search)
+    for step in range(4):
+        model.set_step(step)
+        before, ids, calls = snapshot(model), tokens(batch=2, seed=step), []
+
+        def closure(ids: torch.Tensor = ids, calls: list[str] = calls) -> torch.Tensor:
+            own.zero_grad()
+            calls.append(str(model.subnetwork))
+            loss: torch.Tensor = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            return loss
+
+        own.step(closure)
+        assert len(calls) > 1
+        assert len(set(calls)) == 1
+        after = snapshot(model)
+        for each, numbers in idle_of(model).items():
+            assert torch.equal(after[each][numbers], before[each][numbers]), each
+        assert all((after[each] != before[each]).any() for each, numbers in idle_of(model).items() if not numbers.all())
