@@ -19,7 +19,7 @@ from estfx.errors import EstfxError
 from estfx.programs import Compiler, Counts, Kind, Program, Variant
 from estfx.report import Report
 from estfx.runtime.background_draws import BackgroundDraws
-from estfx.runtime.follower import Follower, StepChange, StepState
+from estfx.runtime.follower import NO_STEP, Follower, StepChange, StepState
 from estfx.runtime.mounted_layers import Drawn, MountedLayers
 from estfx.runtime.narrowed_parameters import narrowed_parameters
 from estfx.schedules import Schedule, Stage, StepDraw, Subnetwork, draw_step
@@ -176,10 +176,7 @@ class Runtime:
     def require_step(self) -> StepState:
         """The step in force. Raises EstfxError if there is none."""
         if self.state is None:
-            raise EstfxError(
-                "the model is in training mode, but no step was set. Call model.set_step(step) before each optimizer "
-                "step (with Trainer: callbacks=[EvolvingCallback()]), or model.eval() to run the whole model."
-            )
+            raise EstfxError(NO_STEP)
         return self.state
 
     @property

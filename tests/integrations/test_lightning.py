@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from tiny_decoders import build, tokens
 from torch import nn
 from torch.utils.data import DataLoader
@@ -172,3 +172,21 @@ def test_what_watches_the_optimizer_sees_what_it_does_by_hand(schedule: Schedule
         assert torch.equal(one, other), name
     learnt, want = module.model.selection.state_dict(), hand.model.selection.state_dict()
     assert {key: str(value) for key, value in learnt.items()} == {key: str(value) for key, value in want.items()}
+
+
+def test_averaged_weights_are_those_by_hand() -> None:
+    """Lightning's own callback, which swaps them in to validate and at the end."""
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            seen.append({n: p.detach().clone() for n, p in pl_module.model.named_parameters()})
+
+    module = Module()
+    fit(module, callbacks=[Looks(), averaging.EMAWeightAveraging(decay=0.8)])
+    by_hand = seen[0]
+    for now in seen[1:]:
+        by_hand = {name: 0.8 * by_hand[name] + 0.2 * parameter for name, parameter in now.items()}
+    for name, parameter in module.model.named_parameters():
+        torch.testing.assert_close(parameter, by_hand[name], rtol=0, atol=1e-6)

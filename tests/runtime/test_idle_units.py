@@ -205,6 +205,7 @@ def test_an_optimizer_whose_step_fails_is_not_kept() -> None:
     one_step(model, OPTIMIZERS["sgd"](model.parameters()), 0)
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")  # LBFGS does
 @pytest.mark.parametrize("search", [None, "strong_wolfe"])
 def test_lbfgs_leaves_them_alone_too_and_draws_once_a_step(search: str | None) -> None:
     """It calls a closure several times in a step, and moves what has no gradient along earlier directions."""
