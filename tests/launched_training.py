@@ -20,11 +20,13 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from tiny_decoders import build, tokens
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
 
 import estfx
 from estfx.schedules.schedule import Schedule
@@ -98,6 +100,15 @@ def steps(
     return {"losses": losses, "stages": stages, "weights": summed(inner), "kind": type(outer).__name__}
 
 
+def saved_and_loaded(model: Any, state: Any) -> float | None:
+    """The sum over the weights of what plain transformers loads, on the first rank."""
+    if rank_and_number()[0] > 0:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, state_dict=state)
+        return summed(AutoModelForCausalLM.from_pretrained(folder))
+
+
 def own_rows() -> Any:
     rank, number = rank_and_number()
     for step in range(STEPS):
@@ -121,7 +132,9 @@ def with_torch(way: str) -> dict[str, Any]:
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    return steps(model, outer, adam(model), own_rows())
+    found = steps(model, outer, adam(model), own_rows())
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {**found, "loaded": saved_and_loaded(model, state)}
 
 
 def with_accelerate(way: str) -> dict[str, Any]:
@@ -148,7 +161,7 @@ def with_accelerate(way: str) -> dict[str, Any]:
     accelerator.load_state(folder)
     rest = accelerator.skip_first_batches(batches, BREAK)
     found["resumed"] = steps(inner, outer, optimizer, rest, accelerator, first=BREAK)
-    return found
+    return {**found, "loaded": saved_and_loaded(inner, accelerator.get_state_dict(outer))}
 
 
 def with_fabric() -> dict[str, Any]:
@@ -170,7 +183,9 @@ def with_fabric() -> dict[str, Any]:
         optimizer.zero_grad()
         found["losses"].append(joined(loss))
         found["stages"].append(model.stage_index)
-    return {**found, "weights": summed(model), "kind": type(model._forward_module).__name__}
+    inner = model.module
+    loaded = saved_and_loaded(inner, inner.state_dict())
+    return {**found, "weights": summed(model), "kind": type(model._forward_module).__name__, "loaded": loaded}
 
 
 def with_trainer() -> dict[str, Any]:
@@ -200,6 +215,7 @@ def with_trainer() -> dict[str, Any]:
         "stages": [log["estfx/stage"] - 1 for log in lines],
         "weights": summed(model),
         "kind": type(trainer.model_wrapped).__name__,
+        "loaded": saved_and_loaded(model, model.state_dict()),
     }
 
 

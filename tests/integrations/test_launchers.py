@@ -73,6 +73,7 @@ def test_losses_are_those_of_one_process(way: str, tmp_path: Path) -> None:
     assert found["kind"] == KINDS.get(way, "DistributedDataParallel")
     assert found["stages"] == want["stages"]
     assert largest_difference(found["losses"], want["losses"]) < 2e-6
+    assert found["loaded"] == pytest.approx(found["weights"], rel=1e-12)  # the order of a sum
     if again := found.get("resumed"):  # to the bit
         assert again["losses"] == found["losses"][BREAK:]
         assert again["weights"] == found["weights"]

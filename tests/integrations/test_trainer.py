@@ -297,7 +297,7 @@ class OutOfMemory(Trainer):
 
 
 def test_a_batch_size_that_is_found_trains_as_one_that_was_given(tmp_path: Path) -> None:
-    finds = {"auto_find_batch_size": True, "per_device_train_batch_size": 6, "kind": OutOfMemory}
+    finds = {"auto_find_batch_size": True, "per_device_train_batch_size": 5, "kind": OutOfMemory}
     found, given = trained(tmp_path / "found", **finds), trained(tmp_path / "given")
     assert found[1] == given[1]
     assert found[0].state.total_flos == given[0].state.total_flos
@@ -307,9 +307,10 @@ def test_a_batch_size_that_is_found_trains_as_one_that_was_given(tmp_path: Path)
     assert model.schedule == Schedule.est(18)
 
 
-def test_noise_on_embeddings_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
-    _, ours = trained(tmp_path, neftune_noise_alpha=5.0, optim="sgd", lr_scheduler_type="constant", seed=3)
-    batches: list[torch.Tensor] = []
+@pytest.mark.parametrize("alpha", [None, 5.0])
+def test_losses_are_those_of_a_loop_by_hand_also_with_noise_on_embeddings(alpha: float | None, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"neftune_noise_alpha": alpha, "optim": "sgd", "lr_scheduler_type": "constant"}
+    batches: list[tuple[torch.Tensor, ...]] = []
 
     class Looks(Trainer):
         def training_step(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
@@ -317,15 +318,15 @@ def test_noise_on_embeddings_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
             loss: torch.Tensor = super().training_step(model, inputs, *args, **options)
             return loss
 
-    again = trained(tmp_path, neftune_noise_alpha=5.0, optim="sgd", lr_scheduler_type="constant", seed=3, kind=Looks)
-    assert again[1] == ours
+    _, ours = trained(tmp_path, kind=Looks, **options)
     model = evolving()
-    embeddings = model.get_input_embeddings()
-    embeddings.register_forward_hook(
-        lambda module, args, out: out + torch.zeros_like(out).uniform_(-1, 1) * (5.0 / out[0].numel() ** 0.5)
-    )
+    if alpha is not None:
+        model.get_input_embeddings().register_forward_hook(
+            lambda module, args, out: out + torch.zeros_like(out).uniform_(-1, 1) * (alpha / out[0].numel() ** 0.5)
+        )
+        assert ours != trained(tmp_path, **{**options, "neftune_noise_alpha": None})[1]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    losses = []
+    by_hand = []
     for step, (ids, labels, state) in enumerate(batches):
         model.set_step(step)
         torch.set_rng_state(state)
@@ -334,6 +335,5 @@ def test_noise_on_embeddings_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    assert largest_difference(ours, losses) < 2e-6
-    assert ours != trained(tmp_path, optim="sgd", lr_scheduler_type="constant", seed=3)[1]
+        by_hand.append(loss.item())
+    assert largest_difference(ours, by_hand) < 2e-6
