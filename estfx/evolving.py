@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from estfx.schedules import Schedule, Stage, Subnetwork
 from estfx.stand_ins import as_original, stand_in_for
 from estfx.tracing import ATTRIBUTE, Changes, Surroundings, asks_for_cache, prefixes, without_cache
 
-__all__ = ["EvolvingModel", "evolving_class", "evolving_within", "look_around", "original_class"]
+__all__ = ["EvolvingModel", "evolving_class", "evolving_within", "fill_in_total_steps", "look_around", "original_class"]
 
 
 class EvolvingModel:
@@ -51,15 +51,16 @@ class EvolvingModel:
     def set_total_steps(self, total_steps: int) -> None:
         """Says how many optimizer steps the run has, for a schedule that was made without: `Schedule.est()`.
 
-        Raises ScheduleError if the schedule has its steps already, or these are too few for its stages.
+        Call it again before another run, or before one that begins anew with other batches. Raises ScheduleError if
+        the schedule was made for a number of steps, or these are too few for its stages.
         """
         runtime = self._runtime
-        runtime.schedule = schedule = runtime.schedule.over(total_steps)
+        assert runtime.made_by is not None
+        given: Schedule = runtime.made_by.arguments["schedule"]
+        runtime.schedule = schedule = given.over(total_steps)
+        runtime.filled_in = False
         for follower in runtime.followers:
             follower.schedule_is(schedule)
-        assert runtime.made_by is not None
-        made_by = runtime.made_by  # which pickles hold
-        runtime.made_by = replace(made_by, arguments={**made_by.arguments, "schedule": schedule})
         runtime.forget_step()
 
     def _look(self) -> None:
@@ -135,6 +136,16 @@ class EvolvingModel:
         return runtime
 
 
+def fill_in_total_steps(model: Any, total_steps: Callable[[], int]) -> bool:
+    """Gives a schedule in shares the steps of a trainer's run, unless the user has told it a number. Whether it did."""
+    runtime: Runtime = vars(model)[ATTRIBUTE]
+    if not (runtime.schedule.in_shares or runtime.filled_in):
+        return False
+    model.set_total_steps(total_steps())
+    runtime.filled_in = True
+    return True
+
+
 def evolving_within(model: nn.Module) -> Any:
     """The transformed model in whatever wraps it: PEFT, DDP, FSDP, `torch.compile`, a module of Lightning.
 
@@ -205,8 +216,13 @@ def evolving_class(cls: type[nn.Module]) -> type[nn.Module]:
             selection = runtime.follower(Selection).state_dict()
             # by value: a tensor of this moment would be gone before another process has opened what is shared of it
             values = {k: x.numpy() if isinstance(x, torch.Tensor) else x for k, x in selection.items()}
-            again = {"step": runtime.step, "selection": values}
             assert runtime.made_by is not None
+            again = {
+                "step": runtime.step,
+                "selection": values,
+                "total_steps": None if runtime.schedule.in_shares else runtime.schedule.total_steps,
+                "filled_in": runtime.filled_in,
+            }
             return make, args, (state, again, runtime.made_by.arguments), None, None, runtime.made_by.remake
 
         body: dict[str, Any] = {"__call__": __call__, "__reduce_ex__": __reduce_ex__}

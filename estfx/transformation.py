@@ -206,6 +206,9 @@ def _remade(model: nn.Module, pickled: tuple[dict[str, Any], dict[str, Any], dic
     state, again, arguments = pickled
     model.__setstate__(state)
     evolving = transform(model, **arguments)
+    if evolving.schedule.in_shares and (total_steps := again.get("total_steps")) is not None:
+        evolving.set_total_steps(total_steps)
+        evolving._runtime.filled_in = again["filled_in"]
     if found := again["selection"]:
         selection = {k: torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x for k, x in found.items()}
         evolving.selection.load_state_dict(selection)

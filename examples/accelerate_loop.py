@@ -1,7 +1,10 @@
-"""An evolving GPT-2 in a loop with accelerate, gradient accumulation included. Runs in seconds, on random tokens."""
+"""An evolving GPT-2 in a loop with accelerate, gradient accumulation included. Runs in seconds, on random tokens.
+
+By itself, or on several GPUs: `accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py`.
+"""
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -13,8 +16,11 @@ TOTAL_STEPS, BATCH_SIZE, SEQ_LEN, ACCUMULATION = 15, 2, 32, 2
 class RandomTokens(Dataset[torch.Tensor]):
     """Stands for your data."""
 
+    def __init__(self, processes: int) -> None:
+        self.size = TOTAL_STEPS * BATCH_SIZE * ACCUMULATION * processes
+
     def __len__(self) -> int:
-        return TOTAL_STEPS * BATCH_SIZE * ACCUMULATION
+        return self.size
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.randint(256, (SEQ_LEN,), generator=torch.Generator().manual_seed(index))
@@ -23,12 +29,14 @@ class RandomTokens(Dataset[torch.Tensor]):
 def main() -> None:
     """Trains through the three stages and prints the loss of each step."""
     torch.manual_seed(0)
-    accelerator = Accelerator(gradient_accumulation_steps=ACCUMULATION)
+    # of several processes DDP must be told that skipped layers have no gradient
+    skipping = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(gradient_accumulation_steps=ACCUMULATION, kwargs_handlers=[skipping])
     config = GPT2Config(n_layer=4, n_embd=64, n_head=4, vocab_size=256, n_positions=64)
     # compile=False, because compiling would take longer than these few steps
     evolving = estfx.transform(GPT2LMHeadModel(config), estfx.Schedule.compound(TOTAL_STEPS), compile=False)
     optimizer = torch.optim.AdamW(evolving.parameters(), lr=1e-3)
-    loader = DataLoader(RandomTokens(), batch_size=BATCH_SIZE)
+    loader = DataLoader(RandomTokens(accelerator.num_processes), batch_size=BATCH_SIZE)
     model, optimizer, loader = accelerator.prepare(evolving, optimizer, loader)
     model.train()
     for number, tokens in enumerate(loader):

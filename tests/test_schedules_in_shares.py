@@ -71,15 +71,24 @@ def test_a_loop_has_to_say_it() -> None:
             each.set_step(step)
         assert model.stage_index == whole.stage_index
         assert str(model.subnetwork) == str(whole.subnetwork)
+    model.set_total_steps(20)  # for another run
+    assert model.schedule == Schedule.est(20)
     with pytest.raises(ScheduleError, match="is made for 15 steps already"):
-        model.set_total_steps(20)
+        whole.set_total_steps(20)
 
 
 def test_copies_and_pickles_know_it_too() -> None:
     model = evolving(Schedule.compound())
     model.set_total_steps(30)
     again: Any = pickle.loads(pickle.dumps(model))
-    assert copy.deepcopy(model).schedule == again.schedule == Schedule.compound(30)
+    twin = copy.deepcopy(model)
+    assert twin.schedule == again.schedule == Schedule.compound(30)
+    for each in (again, twin):
+        each.set_total_steps(40)
+        assert each.schedule == Schedule.compound(40)
+    assert model.schedule == Schedule.compound(30)
+    known: Any = pickle.loads(pickle.dumps(evolving(Schedule.compound())))
+    assert known.schedule == Schedule.compound()
 
 
 def test_before_it_is_known_what_joins_can_be_made_zero_and_be_warmed_up() -> None:
@@ -110,6 +119,14 @@ def test_trainer_says_it(tmp_path: Path, length: dict[str, Any], steps: int) -> 
     stored: Any = callback.state()["args"]["plan"]
     assert [stage["start"] for stage in stored["stages"]] == [stage.start for stage in Schedule.est(steps).stages]
     assert stored["whole"]["stop"] == steps
+    trainer.args.max_steps = 21  # another run of it
+    trainer.train()
+    assert model.schedule == Schedule.est(21)
+    stored = callback.state()["args"]["plan"]
+    assert stored["whole"]["stop"] == 21
+    model.set_total_steps(40)  # what the user says is not overwritten
+    trainer.train()
+    assert model.schedule == Schedule.est(40)
 
 
 class Module(lightning.LightningModule):
@@ -144,6 +161,8 @@ def test_lightning_says_it() -> None:
     fit(module, DataLoader(ROWS, batch_size=4), max_epochs=3)  # type: ignore[arg-type]
     assert module.model.schedule == Schedule.est(15)
     assert module.model.step == 14
+    fit(module, DataLoader(ROWS, batch_size=4), max_epochs=4)  # type: ignore[arg-type]
+    assert module.model.schedule == Schedule.est(20)
 
 
 class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]

@@ -46,7 +46,14 @@ def evolving(schedule: Schedule = SCHEDULE, seed: int = 0, **options: Any) -> An
     return estfx.transform(gpt2(**options), schedule, seed=seed, compile=False)
 
 
-def trainer_of(model: nn.Module, folder: Path, *callbacks: TrainerCallback, rows: int = 64, **options: Any) -> Trainer:
+def trainer_of(
+    model: nn.Module,
+    folder: Path,
+    *callbacks: TrainerCallback,
+    rows: int = 64,
+    kind: type[Trainer] = Trainer,
+    **options: Any,
+) -> Trainer:
     defaults: dict[str, Any] = {
         "max_steps": STEPS,
         "per_device_train_batch_size": 4,
@@ -63,7 +70,7 @@ def trainer_of(model: nn.Module, folder: Path, *callbacks: TrainerCallback, rows
     own = [] if not isinstance(model, estfx.EvolvingModel) else [EvolvingCallback()]
     if any(isinstance(callback, EvolvingCallback) for callback in callbacks):
         own = []
-    return Trainer(
+    return kind(
         model=model,
         args=arguments,
         train_dataset=Tokens(rows),

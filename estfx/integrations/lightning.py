@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from estfx.errors import EstfxError
-from estfx.evolving import evolving_within
+from estfx.evolving import evolving_within, fill_in_total_steps
 from estfx.integrations.resuming import load_selection, mismatch_of_length, refuse_another
 from estfx.runtime import check_gradients, made_with, parameters_held
 
@@ -49,8 +49,7 @@ class EvolvingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks for the model and its optimizers, and compares it with the checkpoint that is gone on from."""
         self._model = model = evolving_within(pl_module)
-        if model.schedule.in_shares:
-            model.set_total_steps(_steps_of(trainer))
+        fill_in_total_steps(model, lambda: _steps_of(trainer))
         if self._stored is not None:
             if not self._accept_changes:
                 refuse_another(self.step, self._stored["made_with"], made_with(model))

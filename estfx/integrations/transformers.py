@@ -18,7 +18,7 @@ from transformers.training_args import ParallelMode
 
 from estfx.costs import Plan, activity_of
 from estfx.errors import EstfxError
-from estfx.evolving import evolving_within
+from estfx.evolving import evolving_within, fill_in_total_steps
 from estfx.integrations.resuming import load_selection, mismatch_of_length, refuse_another
 from estfx.runtime import Selection, check_gradients, made_with, numbers_left_out
 from estfx.stand_ins import CHECKPOINTING
@@ -32,10 +32,11 @@ class EvolvingCallback(TrainerCallback, ExportableState):
     """Tells the model which step it is at, and writes what is at work into Trainer's logs under `estfx/…`.
 
     A schedule that was made without a number of steps (`Schedule.est()`) gets that of Trainer, which knows it from
-    `max_steps` or from epochs. The step is Trainer's own, so a resumed run draws what the uninterrupted one would have
-    drawn. Checkpoints say in `trainer_state.json` with which schedule, seed and layers they were made; to resume with
-    others is refused. The scores of a selection policy that ranks units are there too, and are loaded from there.
-    `total_flos` counts the parameters that were at work.
+    `max_steps` or from epochs, each time that Trainer begins: `auto_find_batch_size` begins anew with smaller batches.
+    The step is Trainer's own, so a resumed run draws what the uninterrupted one would have drawn. Checkpoints say in
+    `trainer_state.json` with which schedule, seed and layers they were made; to resume with others is refused. The
+    scores of a selection policy that ranks units are there too, and are loaded from there. `total_flos` counts the
+    parameters that were at work.
 
     With a `plan` (see `estfx.plan`) the logs carry FLOPs too: those spent since step 0, and the share that the whole
     model would have spent more. Reporters that Trainer adds by itself run before its callbacks; to have them show
@@ -80,9 +81,8 @@ class EvolvingCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Refuses a model that was not transformed, which would train whole and say nothing, and another checkpoint."""
         model = evolving_within(kwargs["model"])
-        if model.schedule.in_shares:
-            model.set_total_steps(state.max_steps)
-            self._plan = None if self._plan is None else self._plan.with_boundaries(model.schedule)
+        if fill_in_total_steps(model, lambda: state.max_steps) and self._plan is not None:
+            self._plan = self._plan.with_boundaries(model.schedule)
         self.made_with = made_with(model)
         self._selection = model.selection
         if state.global_step > 0:

@@ -16,9 +16,14 @@ from estfx.programs import Counts
 from estfx.runtime.mounted_layers import Drawn
 from estfx.schedules import Schedule, Stage, UnitScores
 
-__all__ = ["Follower", "StepChange", "StepState"]
+__all__ = ["NO_STEP", "Follower", "StepChange", "StepState"]
 
 log = logging.getLogger(__name__)
+NO_STEP = (
+    "the model is in training mode, but no step was set. Call model.set_step(step) before each optimizer step (with "
+    "Trainer: callbacks=[EvolvingCallback()]), or model.eval() to run the whole model. A copy has steps of its own: "
+    "call eval() on one that holds averaged weights, as torch's AveragedModel."
+)
 
 
 @dataclass(frozen=True)

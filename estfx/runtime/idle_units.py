@@ -8,10 +8,11 @@ they could hardly learn when they join.
 from __future__ import annotations
 
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from estfx.runtime.follower import Follower, StepState
 from estfx.runtime.mounted_layers import MountedLayers
@@ -23,6 +24,7 @@ from estfx.schedules import Schedule
 __all__ = ["IdleUnits"]
 
 Slices = list[tuple[nn.Parameter, int, torch.Tensor]]  # a parameter, one of its dimensions, the idle indices along it
+Kept = list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]  # a tensor, a dimension, indices, their values
 
 
 class IdleUnits(Follower):
@@ -33,12 +35,12 @@ class IdleUnits(Follower):
         self.watches_optimizers = schedule.leaves_idle_alone
         self.part = PartAtWork(layers)
         self._known: tuple[object, Slices] | None = None  # of a draw, which may serve many steps
-        self._kept: dict[Optimizer, list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]] = {}
+        self._kept: WeakKeyDictionary[Optimizer, Kept] = WeakKeyDictionary()  # weak, for a step may fail: out of memory
 
     def twin(self) -> Self:
         """One for a copy of the model, whose parameters are others."""
         made = super().twin()
-        made.part, made._known, made._kept = self.part.twin(), None, {}
+        made.part, made._known, made._kept = self.part.twin(), None, WeakKeyDictionary()
         return made
 
     def before_optimizer(self, state: StepState, model: nn.Module, optimizer: Optimizer) -> None:
@@ -46,10 +48,11 @@ class IdleUnits(Follower):
         if not self.watches_optimizers or state.stage.whole:
             return
         own = parameters_held(optimizer)
+        moves_all = isinstance(optimizer, LBFGS)  # also what has no gradient
         kept = []
         with torch.no_grad():
             for parameter, dim, idle in self._slices(state, model):
-                if id(parameter) in own and parameter.grad is not None:
+                if id(parameter) in own and (moves_all or parameter.grad is not None):
                     here = local_part(parameter)
                     index = idle.to(here.device)
                     kept.append((here, dim, index, here.index_select(dim, index)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -34,7 +36,35 @@ def parameters_held(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Tells of the step. Where a closure makes the gradients, as with Lightning, that is after its first call."""
+    positional = len(args) > 1  # args[0] is the optimizer
+    closure = args[1] if positional else kwargs.get("closure")
+    if not callable(closure):
+        _tell(optimizer)
+        return None
+    telling = _telling(closure, optimizer)
+    return ((args[0], telling, *args[2:]), kwargs) if positional else (args, {**kwargs, "closure": telling})
+
+
+def _telling(closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+    told = False
+
+    @functools.wraps(closure)
+    def with_gradients() -> Any:
+        nonlocal told
+        result = closure()
+        if not told:  # LBFGS calls it again, with other weights
+            told = True
+            _tell(optimizer)
+        return result
+
+    return with_gradients
+
+
+def _tell(optimizer: Optimizer) -> None:
     for model in list(_watched):
         told: _Told | None = vars(model).get(ATTRIBUTE)
         if told is not None:  # else it was restored

@@ -19,7 +19,7 @@ from estfx.errors import EstfxError
 from estfx.programs import Compiler, Counts, Kind, Program, Variant
 from estfx.report import Report
 from estfx.runtime.background_draws import BackgroundDraws
-from estfx.runtime.follower import Follower, StepChange, StepState
+from estfx.runtime.follower import NO_STEP, Follower, StepChange, StepState
 from estfx.runtime.mounted_layers import Drawn, MountedLayers
 from estfx.runtime.narrowed_parameters import narrowed_parameters
 from estfx.schedules import Schedule, Stage, StepDraw, Subnetwork, draw_step
@@ -45,6 +45,7 @@ class Runtime:
     named: LayerPatterns | None = None  # the layers as `transform` was told them
     fuses_loss: bool = False
     made_by: MadeBy | None = None
+    filled_in: bool = False  # the schedule's number of steps, by a trainer and not by the user
     state: StepState | None = None  # of the step in force
     stage_index: int = 0  # of the last step that was in force
     idle: bool = False  # while the model itself is being looked at
@@ -175,10 +176,7 @@ class Runtime:
     def require_step(self) -> StepState:
         """The step in force. Raises EstfxError if there is none."""
         if self.state is None:
-            raise EstfxError(
-                "the model is in training mode, but no step was set. Call model.set_step(step) before each optimizer "
-                "step (with Trainer: callbacks=[EvolvingCallback()]), or model.eval() to run the whole model."
-            )
+            raise EstfxError(NO_STEP)
         return self.state
 
     @property
@@ -240,8 +238,7 @@ class Runtime:
         if key not in self._indices:  # a program made since the step was set
             drawn = {role: units[None] for role, units in self.require_step().drawn[name].items()}
             self._indices[key] = [torch.from_numpy(i[0].copy()) for i in program.indices(drawn)]
-        if any(index.device != device for index in self._indices[key]):  # or a layer on another device
-            self._indices[key] = [index.to(device) for index in self._indices[key]]
+        self._indices[key] = [index.to(device) for index in self._indices[key]]  # or a layer on another device
         return self._indices[key]
 
     def _send(self, device: torch.device) -> None:

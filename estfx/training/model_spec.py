@@ -79,7 +79,7 @@ def build_model(
 
 
 def check_length(model: nn.Module, seq_len: int, name: str) -> None:
-    """Raises SettingsError if a model of transformers takes fewer positions than `seq_len`, which was given as `name`."""
+    """Raises SettingsError if a model of transformers takes fewer positions than `seq_len`, given as `name`."""
     text = model.config.get_text_config() if isinstance(model, PreTrainedModel) else None
     longest = getattr(text, "max_position_embeddings", None)
     if isinstance(longest, int) and 0 < longest < seq_len:

@@ -9,7 +9,8 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from differences import largest_difference
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from tiny_decoders import build, tokens
 from torch import nn
 from torch.utils.data import DataLoader
@@ -98,7 +99,10 @@ def test_losses_are_those_of_a_loop_by_hand(by_hand: list[torch.Tensor]) -> None
     module = Module()
     fit(module)
     assert module.seen == [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 2)]
-    assert torch.equal(torch.stack(module.losses), torch.stack(by_hand))
+    assert largest_difference([x.item() for x in module.losses], [x.item() for x in by_hand]) == 0
+    plain = build("gpt2")
+    plain.load_state_dict(module.model.state_dict())
+    assert all(map(torch.equal, plain.parameters(), module.model.parameters()))
 
 
 def test_micro_batches_of_a_step_have_one_subnetwork() -> None:
@@ -144,3 +148,49 @@ def test_a_run_of_another_length_is_told(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING, logger="estfx"):
         fit(Module(), max_steps=2)
     assert "Lightning runs for 2 steps, the schedule is made for 6: the run ends in stage 1 of 3" in caplog.text
+
+
+GROWING = Schedule(stages=STAGES, total_steps=6, resample_every="never", kept_units="as_is")
+RANKING = SCHEDULE.model_copy(update={"policy": "weighted_gradient_magnitude", "refresh_every": 1})
+
+
+class Decaying(Module):
+    """Weight decay would wear away what is idle, were it not put back. The gradients are made in a closure."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-2, weight_decay=5.0)
+
+
+@pytest.mark.parametrize("schedule", [GROWING, RANKING])
+def test_what_watches_the_optimizer_sees_what_it_does_by_hand(schedule: Schedule) -> None:
+    hand, module = Decaying(schedule), Decaying(schedule)
+    optimizer = hand.configure_optimizers()
+    for step in range(6):
+        optimizer.zero_grad()
+        hand.model.set_step(step)
+        hand.loss(BATCHES[step]).backward()
+        optimizer.step()
+    fit(module)
+    assert torch.equal(torch.stack(module.losses), torch.stack(hand.losses))
+    for (name, one), other in zip(module.model.named_parameters(), hand.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    learnt, want = module.model.selection.state_dict(), hand.model.selection.state_dict()
+    assert {key: str(value) for key, value in learnt.items()} == {key: str(value) for key, value in want.items()}
+
+
+def test_averaged_weights_are_those_by_hand() -> None:
+    """Lightning's own callback, which swaps them in to validate and at the end."""
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            seen.append({n: p.detach().clone() for n, p in pl_module.model.named_parameters()})
+
+    module = Module()
+    fit(module, callbacks=[Looks(), averaging.EMAWeightAveraging(decay=0.8)])
+    by_hand = seen[0]
+    for now in seen[1:]:
+        by_hand = {name: 0.8 * by_hand[name] + 0.2 * parameter for name, parameter in now.items()}
+    for name, parameter in module.model.named_parameters():
+        torch.testing.assert_close(parameter, by_hand[name], rtol=0, atol=1e-6)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from differences import largest_difference
 from tiny_trainers import SCHEDULE, STEPS, WHOLE, Tokens, evolving, gpt2, trainer_of
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
@@ -283,3 +284,56 @@ def test_another_number_of_steps_is_warned_of(
     (message,) = (record.getMessage() for record in caplog.records if record.name.startswith("estfx"))
     assert message.startswith(f"Trainer runs for {steps} steps, the schedule is made for {STEPS}: ")
     assert said in message
+
+
+class OutOfMemory(Trainer):
+    """Runs out of memory, as accelerate knows it by its message, with more than four rows."""
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **options)
+        if len(inputs["input_ids"]) > 4:
+            raise RuntimeError("CUDA out of memory.")
+        return loss
+
+
+def test_a_batch_size_that_is_found_trains_as_one_that_was_given(tmp_path: Path) -> None:
+    finds = {"auto_find_batch_size": True, "per_device_train_batch_size": 5, "kind": OutOfMemory}
+    found, given = trained(tmp_path / "found", **finds), trained(tmp_path / "given")
+    assert found[1] == given[1]
+    assert found[0].state.total_flos == given[0].state.total_flos
+    model = evolving(Schedule.est())  # of smaller batches an epoch has more steps
+    trainer, _ = trained(tmp_path / "epochs", model, rows=24, max_steps=-1, num_train_epochs=3, **finds)
+    assert trainer.state.global_step == 18
+    assert model.schedule == Schedule.est(18)
+
+
+@pytest.mark.parametrize("alpha", [None, 5.0])
+def test_losses_are_those_of_a_loop_by_hand_also_with_noise_on_embeddings(alpha: float | None, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"neftune_noise_alpha": alpha, "optim": "sgd", "lr_scheduler_type": "constant"}
+    batches: list[tuple[torch.Tensor, ...]] = []
+
+    class Looks(Trainer):
+        def training_step(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
+            batches.append((inputs["input_ids"], inputs["labels"], torch.get_rng_state()))
+            loss: torch.Tensor = super().training_step(model, inputs, *args, **options)
+            return loss
+
+    _, ours = trained(tmp_path, kind=Looks, **options)
+    model = evolving()
+    if alpha is not None:
+        model.get_input_embeddings().register_forward_hook(
+            lambda module, args, out: out + torch.zeros_like(out).uniform_(-1, 1) * (alpha / out[0].numel() ** 0.5)
+        )
+        assert ours != trained(tmp_path, **{**options, "neftune_noise_alpha": None})[1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    by_hand = []
+    for step, (ids, labels, state) in enumerate(batches):
+        model.set_step(step)
+        torch.set_rng_state(state)
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        by_hand.append(loss.item())
+    assert largest_difference(ours, by_hand) < 2e-6

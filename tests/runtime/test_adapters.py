@@ -322,3 +322,17 @@ def test_peft() -> None:
     plain, other = outside.merge_and_unload(), twin.merge_and_unload()
     assert plain is model
     equal(WHOLE + 1, plain.requires_grad_(), other.requires_grad_())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for an attribute by its old name
+def test_adapters_of_peft_are_traced_once_for_all_layers(caplog: pytest.LogCaptureFixture) -> None:
+    peft = pytest.importorskip("peft")
+    model = estfx.transform(build("gpt2"), SCHEDULE, compile=False)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["c_fc"], fan_in_fan_out=True))
+    with caplog.at_level("INFO", logger="estfx"):
+        for step in (NARROW, WHOLE):
+            model.set_step(step)
+            wrapped(input_ids=tokens(), labels=tokens()).loss.backward()
+    anew = [record.getMessage() for record in caplog.records if " anew, since it was changed: " in record.getMessage()]
+    assert len(model.report.layers) > 1
+    assert len(anew) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -184,3 +186,46 @@ def test_heads_in_modules_of_their_own_are_left_alone_whole() -> None:
             name = f"{layer}.attention.heads.{i}.query.weight"
             assert torch.equal(model.get_parameter(name), before[name]) == (i not in kept)
             assert (name in listed) == (i not in kept)
+
+
+def test_an_optimizer_whose_step_fails_is_not_kept() -> None:
+    class OutOfMemory(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            raise RuntimeError("CUDA out of memory.")
+
+    model = evolving()
+    failing = OutOfMemory(model.parameters(), lr=1e-2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        one_step(model, failing, 0)
+    alive = weakref.ref(failing)
+    del failing
+    gc.collect()
+    assert alive() is None
+    model.zero_grad()
+    one_step(model, OPTIMIZERS["sgd"](model.parameters()), 0)
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")  # LBFGS does
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs_leaves_them_alone_too_and_draws_once_a_step(search: str | None) -> None:
+    """It calls a closure several times in a step, and moves what has no gradient along earlier directions."""
+    model = evolving(schedule=GROWING.model_copy(update={"resample_every": 1, "idle_units": "left_alone"}))
+    own = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3, line_search_fn=search)
+    for step in range(4):
+        model.set_step(step)
+        before, ids, calls = snapshot(model), tokens(batch=2, seed=step), []
+
+        def closure(ids: torch.Tensor = ids, calls: list[str] = calls) -> torch.Tensor:
+            own.zero_grad()
+            calls.append(str(model.subnetwork))
+            loss: torch.Tensor = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            return loss
+
+        own.step(closure)
+        assert len(calls) > 1
+        assert len(set(calls)) == 1
+        after = snapshot(model)
+        for each, numbers in idle_of(model).items():
+            assert torch.equal(after[each][numbers], before[each][numbers]), each
+        assert all((after[each] != before[each]).any() for each, numbers in idle_of(model).items() if not numbers.all())

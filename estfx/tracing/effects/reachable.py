@@ -41,7 +41,11 @@ FOREIGN = frozenset(
     {"estfx", "torch", "numpy", "builtins", "logging", "threading", "weakref", "typing", "re", "collections"}
 )
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-RECORDERS = ("transformers.utils.output_capturing",)  # whose hooks do nothing until they are asked to
+RECORDERS = (  # whose hooks do nothing to what they see
+    "transformers.utils.output_capturing",
+    "lightning.fabric.wrappers",  # while a method is called through Fabric's wrapper, such as set_step
+    "lightning_fabric.wrappers",
+)
 OPAQUE = (torch.Tensor, types.ModuleType, types.FunctionType, types.MethodType, type, Enum, np.ndarray, *PLAIN)
 
 

@@ -35,7 +35,9 @@ def frozen(value: object) -> Hashable:
     if isinstance(value, functools.partial):
         words = tuple((name, frozen(each)) for name, each in sorted(value.keywords.items()))
         return ("partial", frozen(value.func), tuple(map(frozen, value.args)), words)
-    if isinstance(value, (type, torch.dtype, torch.device)) or callable(value):
+    if isinstance(value, (torch.dtype, torch.device)):
+        return (type(value).__name__, value)  # each layer may hold a device of its own, which is the same one
+    if isinstance(value, type) or callable(value):
         return (getattr(value, "__qualname__", str(value)), id(value))
     return None
 
