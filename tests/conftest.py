@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from changed_files import changed_files, touched_tests  # noqa: E402
 from hypothesis import given, settings, strategies  # noqa: E402
-from long_tests import is_due, stored_seconds, write_seconds  # noqa: E402
+from long_tests import days_of, stored_seconds, write_seconds  # noqa: E402
 from shared_traces import shared_traces  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny, and several test processes share the cores
@@ -162,7 +162,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: str(item.path), reverse=True)  # the rules of operators, which are quick, come last
-    long = {} if os.environ["ESTFX_TESTS_ARE_CHOSEN"] == "1" else stored_seconds()
+    long = {} if os.environ["ESTFX_TESTS_ARE_CHOSEN"] == "1" else days_of(stored_seconds())
     left_out = [item for item in items if not (config.getoption("--every-case") or _is_due(item, long))]
     if config.getoption("--changed") is not None:
         root, near = TESTS.parent, _touched(config)
@@ -197,15 +197,17 @@ def _touched(config: pytest.Config) -> dict[Path, int]:
         raise pytest.UsageError(f"--changed: {error}") from None
 
 
-def _is_due(item: pytest.Item, long: dict[str, float]) -> bool:
+def _is_due(item: pytest.Item, long: Mapping[str, tuple[int, int]]) -> bool:
     """Whether today is the day of a case of a sweep or of a long test; of any other test, always."""
+    today = int(os.environ["ESTFX_TESTS_DAY"])
     mark = item.get_closest_marker("sweep")
-    if mark is None:
-        return is_due(item.nodeid, long.get(item.nodeid, 0.0), int(os.environ["ESTFX_TESTS_DAY"]))
+    if mark is None or (not mark.args and item.nodeid in long):  # it was measured since it was marked
+        days, first = long.get(item.nodeid, (1, 0))
+        return today % days == first
     numbers = [item.callspec.indices[name] for name in mark.args]
     (number,) = numbers or [mark.kwargs["day"]]
     days = mark.kwargs.get("days", DAYS)
-    return bool(number % days == int(os.environ["ESTFX_TESTS_DAY"]) % days)
+    return bool(number % days == today % days)
 
 
 _seconds: dict[str, float] = {}

@@ -1,32 +1,41 @@
 """Tests that take long take turns: each runs every few days, so that the suite as a whole stays short.
 
-`long_tests.json` has their seconds, by their names; `pytest -n auto --every-case --write-long-tests` measures them.
+`long_tests.json` has their seconds, by their names; `pytest -n auto --every-case --write-long-tests` measures them. The
+longer a test takes, the rarer it runs. Which tests share a day is chosen so that all days are about as long.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from zlib import crc32
 
-__all__ = ["days_between", "is_due", "stored_seconds", "write_seconds"]
+__all__ = ["CYCLE", "days_between", "days_of", "stored_seconds", "write_seconds"]
 
 FILE = Path(__file__).with_name("long_tests.json")
-LONG = 0.8  # seconds; what takes twice as long runs every second day, and so on
-MOST_DAYS = 14
+LONG = 1.0  # seconds, which a test takes a day on the average
+CYCLE = 16  # days, in which every test runs
 
 
 def days_between(seconds: float) -> int:
-    """Every how many days a test runs that takes so long."""
-    return min(MOST_DAYS, max(1, math.ceil(seconds / LONG)))
+    """Every how many days a test runs that takes so long: a power of two, so that turns come again after a cycle."""
+    return next((days for days in (1, 2, 4, 8) if seconds <= days * LONG), CYCLE)
 
 
-def is_due(name: str, seconds: float, day: int) -> bool:
-    """Whether a test runs on a day. Which day it is differs from test to test."""
-    days = days_between(seconds)
-    return crc32(name.encode()) % days == day % days
+def days_of(seconds: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+    """For each test every how many days it runs, and on which day first.
+
+    The longest come first, each on those of its days whose fullest has the least to do so far.
+    """
+    load = [0.0] * CYCLE
+    chosen = {}
+    for name in sorted(seconds, key=lambda name: (-seconds[name], name)):
+        days = days_between(seconds[name])
+        first = min(range(days), key=lambda day: (max(load[day::days]), sum(load[day::days])))
+        for day in range(first, CYCLE, days):
+            load[day] += seconds[name]
+        chosen[name] = (days, first)
+    return chosen
 
 
 def stored_seconds() -> dict[str, float]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
-from long_tests import MOST_DAYS, days_between, is_due, stored_seconds
+from long_tests import CYCLE, days_between, days_of, stored_seconds
 
 
-@pytest.mark.parametrize(("seconds", "days"), [(0.1, 1), (0.8, 1), (0.9, 2), (4, 5), (8.1, 11), (60, MOST_DAYS)])
+@pytest.mark.parametrize(("seconds", "days"), [(0.1, 1), (1, 1), (1.1, 2), (4, 4), (8.1, CYCLE), (60, CYCLE)])
 def test_the_longer_a_test_takes_the_rarer_it_runs(seconds: float, days: int) -> None:
     assert days_between(seconds) == days
-    for name in ("tests/a.py::test_a", "tests/b.py::test_b[3]"):
-        due = [is_due(name, seconds, day) for day in range(20_000, 20_000 + 2 * days)]
-        assert sum(due) == 2
-        assert due[:days] == due[days:]
+
+
+def test_every_test_has_its_day_and_all_days_are_about_as_long() -> None:
+    drawn = random.Random(0)
+    seconds = {f"tests/test_{i}.py::test_{i}": drawn.uniform(0.5, 20) for i in range(200)}
+    days = days_of(seconds)
+    assert days == days_of(dict(reversed(seconds.items())))
+    assert all(0 <= first < every for every, first in days.values())
+    load = [sum(seconds[name] for name, (every, first) in days.items() if day % every == first) for day in range(CYCLE)]
+    assert max(load) < 1.1 * min(load)
 
 
 def test_the_names_are_those_of_tests() -> None:

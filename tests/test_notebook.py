@@ -21,7 +21,7 @@ def kinds(cell: Any) -> list[str]:
     return [" ".join(each) for each in found]
 
 
-@pytest.mark.sweep(day=3, days=4)
+@pytest.mark.sweep(day=3, days=16)
 def test_the_notebook_runs_and_shows_what_it_holds() -> None:
     stored = nbformat.read(NOTEBOOK, as_version=4)
     run = nbformat.read(NOTEBOOK, as_version=4)
