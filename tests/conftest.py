@@ -13,6 +13,7 @@ from typing import Any
 
 os.environ["ESTFX_VERIFY"] = "2"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["OMP_NUM_THREADS"] = "1"  # of what the tests start: threads of several processes would wait for each other
 
 logging.getLogger("torch.__trace").disabled = True  # else pytest formats every line of it: four times slower
 
@@ -162,7 +163,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: str(item.path), reverse=True)  # the rules of operators, which are quick, come last
-    long = {} if os.environ["ESTFX_TESTS_ARE_CHOSEN"] == "1" else days_of(stored_seconds())
+    long = {} if os.environ["ESTFX_TESTS_ARE_CHOSEN"] == "1" else _days_of_long_ones(items)
     left_out = [item for item in items if not (config.getoption("--every-case") or _is_due(item, long))]
     if config.getoption("--changed") is not None:
         root, near = TESTS.parent, _touched(config)
@@ -197,11 +198,18 @@ def _touched(config: pytest.Config) -> dict[Path, int]:
         raise pytest.UsageError(f"--changed: {error}") from None
 
 
+def _days_of_long_ones(items: list[pytest.Item]) -> dict[str, tuple[int, int]]:
+    """Of all but the cases of sweeps, which have days of their own."""
+    marks = {item.nodeid: item.get_closest_marker("sweep") for item in items}
+    cases = {name for name, mark in marks.items() if mark is not None and mark.args}
+    return days_of({name: seconds for name, seconds in stored_seconds().items() if name not in cases})
+
+
 def _is_due(item: pytest.Item, long: Mapping[str, tuple[int, int]]) -> bool:
     """Whether today is the day of a case of a sweep or of a long test; of any other test, always."""
     today = int(os.environ["ESTFX_TESTS_DAY"])
     mark = item.get_closest_marker("sweep")
-    if mark is None or (not mark.args and item.nodeid in long):  # it was measured since it was marked
+    if mark is None or item.nodeid in long:
         days, first = long.get(item.nodeid, (1, 0))
         return today % days == first
     numbers = [item.callspec.indices[name] for name in mark.args]

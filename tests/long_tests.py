@@ -13,7 +13,7 @@ from pathlib import Path
 __all__ = ["CYCLE", "days_between", "days_of", "stored_seconds", "write_seconds"]
 
 FILE = Path(__file__).with_name("long_tests.json")
-LONG = 1.0  # seconds, which a test takes a day on the average
+LONG = 0.8  # seconds, which a test takes a day on the average
 CYCLE = 16  # days, in which every test runs
 
 

@@ -9,7 +9,7 @@ import pytest
 from long_tests import CYCLE, days_between, days_of, stored_seconds
 
 
-@pytest.mark.parametrize(("seconds", "days"), [(0.1, 1), (1, 1), (1.1, 2), (4, 4), (8.1, CYCLE), (60, CYCLE)])
+@pytest.mark.parametrize(("seconds", "days"), [(0.1, 1), (0.8, 1), (0.9, 2), (3, 4), (6.5, CYCLE), (60, CYCLE)])
 def test_the_longer_a_test_takes_the_rarer_it_runs(seconds: float, days: int) -> None:
     assert days_between(seconds) == days
 

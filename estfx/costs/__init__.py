@@ -12,8 +12,8 @@ from estfx.lazy_names import lazy_names
 if TYPE_CHECKING:
     from estfx.costs.active_counts import Activity as Activity
     from estfx.costs.active_counts import activity_of as activity_of
-    from estfx.costs.node_flops import LENGTH as LENGTH
-    from estfx.costs.node_flops import node_flops as node_flops
+    from estfx.costs.operator_flops import LENGTH as LENGTH
+    from estfx.costs.operator_flops import node_flops as node_flops
     from estfx.costs.schedule_plan import Plan as Plan
     from estfx.costs.schedule_plan import plan as plan
     from estfx.costs.schedule_plan import plans as plans
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Activity": "estfx.costs.active_counts",
-    "LENGTH": "estfx.costs.node_flops",
+    "LENGTH": "estfx.costs.operator_flops",
     "Plan": "estfx.costs.schedule_plan",
     "StagePlan": "estfx.costs.stage_plan",
     "activity_of": "estfx.costs.active_counts",
     "little_left": "estfx.costs.target_saving",
-    "node_flops": "estfx.costs.node_flops",
+    "node_flops": "estfx.costs.operator_flops",
     "plan": "estfx.costs.schedule_plan",
     "plans": "estfx.costs.schedule_plan",
     "schedule_for_saving": "estfx.costs.target_saving",

@@ -18,7 +18,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from estfx.costs.flops import Cost, graph_cost
-from estfx.costs.node_flops import node_flops
+from estfx.costs.operator_flops import node_flops
 from estfx.graphs import axes_text, sort_of
 from estfx.programs import Counts, Variant, analysed
 from estfx.tracing import Decoder, LayerPatterns, flatten, sized_inputs, trace

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from estfx.training.model_argument import parse_options as parse_options
     from estfx.training.model_presets import small_options as small_options
     from estfx.training.model_spec import build_model as build_model
-    from estfx.training.model_spec import check_length as check_length
+    from estfx.training.model_spec import fitting_length as fitting_length
     from estfx.training.model_spec import merged_options as merged_options
     from estfx.training.model_spec import model_types as model_types
     from estfx.training.quiet import quiet_transformers as quiet_transformers
@@ -56,7 +56,7 @@ _MODULES = {
     "TrainSettings": "estfx.training.train_config",
     "TrainingFailedError": "estfx.training.train_recorder",
     "build_model": "estfx.training.model_spec",
-    "check_length": "estfx.training.model_spec",
+    "fitting_length": "estfx.training.model_spec",
     "check_model": "estfx.training.model_argument",
     "check_sources": "estfx.training.document_sources",
     "default_folder": "estfx.training.run_folder",
@@ -88,12 +88,12 @@ __all__ = [
     "TrainSettings",
     "TrainingFailedError",
     "build_model",
-    "check_length",
     "check_model",
     "check_sources",
     "default_folder",
     "documents",
     "environment",
+    "fitting_length",
     "held_out_of",
     "holds_weights",
     "is_held_out",

@@ -29,7 +29,7 @@ from estfx.training.model_argument import (
 __all__ = [
     "BuiltModel",
     "build_model",
-    "check_length",
+    "fitting_length",
     "known_options",
     "merged_options",
     "model_types",
@@ -78,12 +78,18 @@ def build_model(
     return BuiltModel(_from_weights(Path(spec), config) if weights else _from_config(spec, config))
 
 
-def check_length(model: nn.Module, seq_len: int, name: str) -> None:
-    """Raises SettingsError if a model of transformers takes fewer positions than `seq_len`, given as `name`."""
+def fitting_length(model: nn.Module, seq_len: int | None, name: str, *, default: int = 0) -> int:
+    """`seq_len`, or if it is None the default, or the positions that a model of transformers takes if these are fewer.
+
+    Raises SettingsError if `seq_len`, which was given as `name`, is longer than these.
+    """
     text = model.config.get_text_config() if isinstance(model, PreTrainedModel) else None
     longest = getattr(text, "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < seq_len:
+    if not isinstance(longest, int) or longest <= 0:
+        return default if seq_len is None else seq_len
+    if seq_len is not None and longest < seq_len:
         raise SettingsError(f"the model takes {longest} positions, but {name} is {seq_len}; make one fit the other.")
+    return min(default, longest) if seq_len is None else seq_len
 
 
 def model_types() -> list[str]:

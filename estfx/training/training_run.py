@@ -26,7 +26,7 @@ from estfx.training.compiler_check import why_not_compiled
 from estfx.training.document_sources import documents
 from estfx.training.fsdp_state import shard
 from estfx.training.learning_rate import LearningRate
-from estfx.training.model_spec import build_model, check_length
+from estfx.training.model_spec import build_model, fitting_length
 from estfx.training.progress_display import ProgressDisplay
 from estfx.training.quiet import quiet_transformers
 from estfx.training.run_folder import RunFolder
@@ -224,7 +224,7 @@ def _trainable(config: RunConfig, tokens: Tokens) -> PreTrainedModel:
             f"the model's vocab_size is {text.vocab_size}; {what} need at least {tokens.vocab_size}: "
             f"--set model.config.vocab_size={tokens.vocab_size}."
         )
-    check_length(model, config.data.seq_len, "data.seq_len")
+    fitting_length(model, config.data.seq_len, "data.seq_len")
     return model
 
 

@@ -273,4 +273,4 @@ def test_dump_refuses_bad_input(tmp_path):
     assert_refused(run("dump", "gpt2", *CONFIG, "--stage", 1, "--format", "poem"))
     assert_refused(run("dump", "gpt2", *CONFIG, "--diff", "--code"), "--diff and --code exclude each other")
     assert_refused(run("dump", "gpt2", *CONFIG, "--pass", "prune"), "there is no pass 'prune'")
-    assert_refused(run("dump", "gpt2", *CONFIG, "--out", tmp_path / "none" / "x"), "cannot be written")
+    assert_refused(run("dump", "gpt2", *CONFIG, "--out", tmp_path / "none" / "x"), "there is no folder")

@@ -15,7 +15,7 @@ import estfx
 from estfx.cli.main import app
 from estfx.costs.flops import graph_cost, measure_surroundings
 from estfx.costs.hardware import hours, peak_of
-from estfx.costs.node_flops import node_flops
+from estfx.costs.operator_flops import node_flops
 from estfx.costs.schedule_plan import Plan
 from estfx.costs.target_saving import schedule_saving
 from estfx.errors import ScheduleError
@@ -212,8 +212,16 @@ def test_measured_mfu(tmp_path: Path) -> None:
     assert "measured on CPU" in result.stdout
 
 
+def test_by_default_a_sequence_is_as_long_as_the_model_takes() -> None:
+    found = CliRunner().invoke(app, ["plan", "gpt2", *CONFIG, "--total-steps", "1000", "--json"])
+    assert json.loads(found.stdout)["plan"]["seq_len"] == 64
+
+
 def test_refusals(tmp_path: Path) -> None:
     assert "add --hardware" in refused("--mfu", 0.5)
-    assert "an MFU lies between 0 and 1" in refused("--hardware", "h200", "--mfu", 1.5)
+    assert "--mfu is a share above 0 and at most 1" in refused("--hardware", "h200", "--mfu", 1.5)
+    assert "greater than or equal to 0" in refused("--hardware", "h200", "--price", -1)
+    assert "keep is a fraction above 0 and at most 1" in refused("--preset", "est", "--keep", 0)
+    assert "the model takes 64 positions, but --seq-len is 65" in refused("--seq-len", 65)
     assert "give either --mfu or --bench" in refused("--hardware", "h200", "--mfu", 0.5, "--bench", tmp_path / "x")
     assert "were asked for" in refused("--target-saving", 0.99)

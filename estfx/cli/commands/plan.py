@@ -22,7 +22,10 @@ def plan(
     config: ConfigValues = None,
     layers: LayerNames = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences of an optimizer step.")] = 8,
-    seq_len: Annotated[int, typer.Option("--seq-len", min=2, help="Tokens of a sequence.")] = 1024,
+    seq_len: Annotated[
+        int | None,
+        typer.Option("--seq-len", min=2, help="Tokens of a sequence. Default: 1024, or all positions if fewer."),
+    ] = None,
     total_steps: Annotated[
         int | None, typer.Option("--total-steps", min=1, help="Optimizer steps. Default: the schedule's, or 150,000.")
     ] = None,
@@ -107,16 +110,16 @@ def plan(
     with working("loading transformers"):
         from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
         from estfx.costs import little_left, plans, schedule_saving
-        from estfx.training import build_model, check_length, quiet_transformers
+        from estfx.training import build_model, fitting_length, quiet_transformers
     with working(f"building {model}"), quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
-        check_length(built.model, seq_len, "--seq-len")
+        length = fitting_length(built.model, seq_len, "--seq-len", default=1024)
         with built.mode:
             found, *others = plans(
                 built.model,
                 compared,
                 batch_size=batch_size,
-                seq_len=seq_len,
+                seq_len=length,
                 example_inputs=built.example_inputs,
                 layers=layers or None,
             )

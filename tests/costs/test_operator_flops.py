@@ -6,7 +6,7 @@ import torch
 from hand_written import HEADS, HIDDEN, NEURONS, VOCABULARY, Decoder, PreNorm, graph_of
 
 import estfx
-from estfx.costs.node_flops import LENGTH, node_flops
+from estfx.costs.operator_flops import LENGTH, node_flops
 from estfx.schedules import Schedule, Stage
 
 
