@@ -199,10 +199,10 @@ def _touched(config: pytest.Config) -> dict[Path, int]:
 
 
 def _days_of_long_ones(items: list[pytest.Item]) -> dict[str, tuple[int, int]]:
-    """Of all but the cases of sweeps, which have days of their own."""
+    """Of a sweep's cases none runs more often than the sweep says."""
     marks = {item.nodeid: item.get_closest_marker("sweep") for item in items}
-    cases = {name for name, mark in marks.items() if mark is not None and mark.args}
-    return days_of({name: seconds for name, seconds in stored_seconds().items() if name not in cases})
+    cases = {name: mark.kwargs.get("days", DAYS) for name, mark in marks.items() if mark is not None and mark.args}
+    return days_of({name: seconds for name, seconds in stored_seconds().items() if name in marks}, cases)
 
 
 def _is_due(item: pytest.Item, long: Mapping[str, tuple[int, int]]) -> bool:

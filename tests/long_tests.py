@@ -13,7 +13,7 @@ from pathlib import Path
 __all__ = ["CYCLE", "days_between", "days_of", "stored_seconds", "write_seconds"]
 
 FILE = Path(__file__).with_name("long_tests.json")
-LONG = 0.8  # seconds, which a test takes a day on the average
+LONG = 0.7  # seconds, which a test takes a day on the average
 CYCLE = 16  # days, in which every test runs
 
 
@@ -22,15 +22,16 @@ def days_between(seconds: float) -> int:
     return next((days for days in (1, 2, 4, 8) if seconds <= days * LONG), CYCLE)
 
 
-def days_of(seconds: Mapping[str, float]) -> dict[str, tuple[int, int]]:
-    """For each test every how many days it runs, and on which day first.
+def days_of(seconds: Mapping[str, float], least: Mapping[str, int] | None = None) -> dict[str, tuple[int, int]]:
+    """For each test every how many days it runs, and on which day first; `least` has fewest days for some of them.
 
     The longest come first, each on those of its days whose fullest has the least to do so far.
     """
+    least = least or {}
     load = [0.0] * CYCLE
     chosen = {}
     for name in sorted(seconds, key=lambda name: (-seconds[name], name)):
-        days = days_between(seconds[name])
+        days = days_between(max(seconds[name], least.get(name, 1) * LONG))
         first = min(range(days), key=lambda day: (max(load[day::days]), sum(load[day::days])))
         for day in range(first, CYCLE, days):
             load[day] += seconds[name]

@@ -92,6 +92,7 @@ def test_a_stopped_run_goes_on_to_the_bit_and_with_one_process_when_told(way: st
     assert_same(alone, tmp_path / "one")
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="gloo of torch 2.11 ends such a run, see docs/limits.md")
 @pytest.mark.sweep(day=0, days=2)
 def test_a_run_of_one_process_goes_on_in_shards(alone: Path, tmp_path: Path) -> None:
     shutil.copytree(alone, tmp_path / "run")
