@@ -13,8 +13,9 @@ from pathlib import Path
 __all__ = ["CYCLE", "days_between", "days_of", "stored_seconds", "write_seconds"]
 
 FILE = Path(__file__).with_name("long_tests.json")
-LONG = 0.7  # seconds, which a test takes a day on the average
+LONG = 1.0  # seconds, which a test takes a day on the average
 CYCLE = 16  # days, in which every test runs
+ROOM = 15.0  # seconds, by which a day may become longer than the others
 
 
 def days_between(seconds: float) -> int:
@@ -25,16 +26,22 @@ def days_between(seconds: float) -> int:
 def days_of(seconds: Mapping[str, float], least: Mapping[str, int] | None = None) -> dict[str, tuple[int, int]]:
     """For each test every how many days it runs, and on which day first; `least` has fewest days for some of them.
 
-    The longest come first, each on those of its days whose fullest has the least to do so far.
+    The longest come first, on days that have little to do so far. Of these it takes those on which least of its own
+    file runs, so that every day runs something of each file.
     """
     least = least or {}
     load = [0.0] * CYCLE
+    by_file: dict[str, list[float]] = {}
     chosen = {}
     for name in sorted(seconds, key=lambda name: (-seconds[name], name)):
         days = days_between(max(seconds[name], least.get(name, 1) * LONG))
-        first = min(range(days), key=lambda day: (max(load[day::days]), sum(load[day::days])))
+        own = by_file.setdefault(name.partition("::")[0], [0.0] * CYCLE)
+        fullest = [max(load[day::days]) for day in range(days)]
+        free = [day for day in range(days) if fullest[day] <= min(fullest) + ROOM]
+        first = min(free, key=lambda day: (sum(own[day::days]), fullest[day]))
         for day in range(first, CYCLE, days):
             load[day] += seconds[name]
+            own[day] += seconds[name]
         chosen[name] = (days, first)
     return chosen
 
