@@ -179,6 +179,10 @@ class RunConfig(Settings):
         except cls.error as fault:
             raise cls.error(f"{path}: {fault}" if path is not None else str(fault)) from None
 
+    def build_schedule(self) -> Schedule:
+        """The schedule of the run; which one is the default depends on whether the model is loaded."""
+        return self.schedule.build(self.train.total_steps, loaded=holds_weights(self.model.name))
+
     def resolved(self) -> Self:
         """The same run with nothing left to presets: all model options and all stages written out."""
         from estfx.training.model_presets import small_options  # which import transformers
@@ -197,9 +201,7 @@ class RunConfig(Settings):
             config = merged_options(self.model.name, small, config)
         loaded = holds_weights(self.model.name)
         schedule = {
-            **self.schedule.build(self.train.total_steps, loaded=loaded).model_dump(
-                exclude={"total_steps", "in_shares"}
-            ),
+            **self.build_schedule().model_dump(exclude={"total_steps", "in_shares"}),
             "preset": None,
             "keep": None,
         }

@@ -115,3 +115,10 @@ def test_a_bad_file_is_named(tmp_path):
     file.write_text("train: {sed: 3}")
     with pytest.raises(EstfxError, match=r"run\.yaml: train: unknown key 'sed'; did you mean 'seed'"):
         RunConfig.load(file)
+
+
+def test_the_schedule_of_a_loaded_model_is_the_default_for_one(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    loaded = RunConfig.load(None, [f"model.name={tmp_path}", "train.total_steps=100"]).build_schedule()
+    assert loaded.stages == Schedule.growing(100).stages
+    assert RunConfig.load(None, ["train.total_steps=100"]).build_schedule().stages == Schedule.compound(100).stages

@@ -58,7 +58,7 @@ def train(
     if run is not None:
         check_model(run.model.name)
         check_sources(run.data.sources)
-        run.schedule.build(run.train.total_steps)
+        run.build_schedule()
     with working("loading transformers"):
         from estfx.training import train as run_training
     summary = run_training(run, folder, Console(stderr=True), resume=resume, accept_changes=accept_changes)
