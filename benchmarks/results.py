@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def machine() -> str:
     return torch.cuda.get_device_name().replace(" ", "-").lower() if torch.cuda.is_available() else "cpu"
 
 
-def write(name: str, options: dict[str, Any], rows: dict[str, dict[str, float]]) -> None:
+def write(name: str, options: dict[str, Any], rows: Mapping[str, Mapping[str, float | str]]) -> None:
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}-{machine()}-{date.today()}.json"
     record = {

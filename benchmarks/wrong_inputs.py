@@ -236,7 +236,7 @@ def main() -> None:
         f"{len(rows)} tried, {len(faulty)} with faults, {sum(float(r['seconds']) > 2 for r in rows.values())} over 2 s"
     )
     if not only:
-        write("wrong_inputs", {}, rows)  # type: ignore[arg-type]
+        write("wrong_inputs", {}, rows)
 
 
 if __name__ == "__main__":

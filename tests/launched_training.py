@@ -146,7 +146,7 @@ def with_accelerate(way: str) -> dict[str, Any]:
 
     def prepared() -> Any:
         model = evolving()
-        loader = DataLoader(DATA, batch_size=ROWS // accelerator.num_processes)  # type: ignore[arg-type]
+        loader = DataLoader(DATA, batch_size=ROWS // accelerator.num_processes)  # type: ignore[arg-type]  # a list will do as a dataset
         optimizer = adam(model)
         outer, optimizer, batches = accelerator.prepare(model, optimizer, loader)
         assert isinstance(outer, FSDPModule if way == "accelerate-fsdp2" else DistributedDataParallel)
@@ -207,7 +207,7 @@ def with_trainer() -> dict[str, Any]:
         dataloader_pin_memory=False,
         use_cpu=True,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=DATA, callbacks=[EvolvingCallback()])  # type: ignore[arg-type]
+    trainer = Trainer(model=model, args=arguments, train_dataset=DATA, callbacks=[EvolvingCallback()])  # type: ignore[arg-type]  # a list will do as a dataset
     trainer.train()
     lines = [log for log in trainer.state.log_history if "loss" in log]
     return {

@@ -28,18 +28,17 @@ _TYPES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
 def check_model(spec: str) -> None:
     """Raises SettingsError if there is no such model type, folder or file, as far as can be seen without loading it."""
-    types = registered_types()
     if names_factory(spec):
         file, _ = factory_of(spec)
         try:
             ast.parse(Path(file).read_bytes(), file)
         except SyntaxError as error:
             raise SettingsError(f"{file} cannot be imported: SyntaxError: {error}") from None
-    elif os.path.isdir(spec):
-        if (stored := stored_type(Path(spec))) not in types and types:
-            raise SettingsError(unknown_type(Path(spec), stored, types))
-    elif types and spec not in types:
-        raise SettingsError(unknown_model(spec, types))
+        return
+    stored = stored_type(Path(spec)) if os.path.isdir(spec) else None
+    types = registered_types()
+    if types and (spec if stored is None else stored) not in types:
+        raise SettingsError(unknown_model(spec, types) if stored is None else unknown_type(Path(spec), stored, types))
 
 
 def registered_types() -> list[str]:
