@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from estfx.cutting_entry import build_cuts
 from estfx.lazy_names import lazy_names
 from estfx.moved_modules import MOVED, tell_of_moved_modules
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from estfx.costs import StagePlan as StagePlan
     from estfx.costs import plan as plan
     from estfx.costs import schedule_for_saving as schedule_for_saving
+    from estfx.cutting import CutRecord as CutRecord
+    from estfx.cutting import cut as cut
+    from estfx.cutting import cut_record as cut_record
+    from estfx.cutting import load as load
+    from estfx.cutting import save as save
     from estfx.dumping import dump as dump
     from estfx.dumping import load_graphs as load_graphs
     from estfx.errors import EstfxError as EstfxError
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AxisReport": "estfx.report",
+    "CutRecord": "estfx.cutting",
     "Decoder": "estfx.tracing",
     "Draw": "estfx.schedules",
     "EstfxError": "estfx.errors",
@@ -67,12 +74,15 @@ _MODULES = {
     "UnsupportedModelError": "estfx.errors",
     "VerifyError": "estfx.errors",
     "Walk": "estfx.axes",
+    "cut": "estfx.cutting",
+    "cut_record": "estfx.cutting",
     "ddp_hook": "estfx.integrations",
     "draw_units": "estfx.schedules",
     "dump": "estfx.dumping",
     "initialise_optimizer": "estfx.integrations",
     "inspect": "estfx.report",
     "kept_count": "estfx.schedules",
+    "load": "estfx.cutting",
     "load_compiled": "estfx.programs",
     "load_graphs": "estfx.dumping",
     "plan": "estfx.costs",
@@ -80,6 +90,7 @@ _MODULES = {
     "evolving_within": "estfx.evolving",
     "restore": "estfx.transformation",
     "rule": "estfx.axes",
+    "save": "estfx.cutting",
     "save_compiled": "estfx.programs",
     "schedule_for_saving": "estfx.costs",
     "selection_policy": "estfx.schedules",
@@ -88,6 +99,7 @@ _MODULES = {
 }
 __all__ = [
     "AxisReport",
+    "CutRecord",
     "Decoder",
     "Draw",
     "EstfxError",
@@ -105,6 +117,8 @@ __all__ = [
     "UnsupportedModelError",
     "VerifyError",
     "Walk",
+    "cut",
+    "cut_record",
     "ddp_hook",
     "draw_units",
     "dump",
@@ -112,12 +126,14 @@ __all__ = [
     "initialise_optimizer",
     "inspect",
     "kept_count",
+    "load",
     "load_compiled",
     "load_graphs",
     "plan",
     "resizer",
     "restore",
     "rule",
+    "save",
     "save_compiled",
     "schedule_for_saving",
     "selection_policy",
@@ -127,5 +143,6 @@ __all__ = [
 __version__ = "0.1.0"
 
 tell_of_moved_modules()
+build_cuts()
 if not TYPE_CHECKING:  # a type checker would take any name for a public one
     __getattr__, __dir__ = lazy_names(__name__, _MODULES, MOVED)

@@ -17,7 +17,7 @@ from estfx.graphs.autograd_functions import (
 from estfx.graphs.axis_colors import COLORS, sort_of
 from estfx.graphs.branches import BRANCH, branches_of
 from estfx.graphs.dimensions import Axis, Dim, Extent, Product, Sum, coarse, extent_of
-from estfx.graphs.double_precision import promoted
+from estfx.graphs.double_precision import promoted, without_dropout
 from estfx.graphs.fx_graphs import (
     arguments,
     clone,
@@ -114,5 +114,6 @@ __all__ = [
     "take",
     "tensor_of",
     "type_text",
+    "without_dropout",
     "writes",
 ]

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from estfx.graphs.fx_graphs import has_tensor
 
-__all__ = ["promoted"]
+__all__ = ["promoted", "without_dropout"]
 
 aten = torch.ops.aten
 _library = torch.library.Library("estfx", "FRAGMENT")
@@ -40,8 +40,8 @@ IN_FLOAT64 = {aten._grouped_mm.default: torch.ops.estfx.grouped_mm.default}
 
 def promoted(gm: GraphModule) -> GraphModule:
     """The graph in float64 wherever it names a smaller type, and without dropout, whose draws depend on sizes."""
+    without_dropout(gm)
     for node in gm.graph.nodes:
-        _without_dropout(node)
         _with_dtype(node)
         node.target = IN_FLOAT64.get(node.target, node.target)
         node.args = pytree.tree_map(_double_dtype, node.args, is_leaf=lambda x: isinstance(x, Node))
@@ -52,16 +52,18 @@ def promoted(gm: GraphModule) -> GraphModule:
     return gm
 
 
-def _without_dropout(node: Node) -> None:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return
-    for position, argument in enumerate(schema.arguments):
-        if argument.name == "dropout_p" or (argument.name == "p" and "dropout" in schema.name):
-            if position < len(node.args):
-                node.update_arg(position, 0.0)
-            elif argument.name in node.kwargs:
-                node.update_kwarg(argument.name, 0.0)
+def without_dropout(gm: GraphModule) -> GraphModule:
+    """The graph, with a probability of 0 wherever it drops something."""
+    for node in gm.graph.nodes:
+        schema: Any = getattr(node.target, "_schema", None)
+        for position, argument in enumerate(schema.arguments if schema is not None else ()):
+            if argument.name == "dropout_p" or (argument.name == "p" and "dropout" in schema.name):
+                if position < len(node.args):
+                    node.update_arg(position, 0.0)
+                elif argument.name in node.kwargs:
+                    node.update_kwarg(argument.name, 0.0)
+    gm.recompile()
+    return gm
 
 
 def _with_dtype(node: Node) -> None:

@@ -294,4 +294,4 @@ class Runtime:
         """What is kept at the step in force."""
         state = self.require_step()
         narrowed = partial(narrowed_parameters, self.layers, self.layers.variants(model), state, model, by_layer=True)
-        return Subnetwork(state.step, dict(state.running), state.units(), narrowed)
+        return Subnetwork(state.step, dict(state.running), state.units(), narrowed, self.schedule.scales)

@@ -24,6 +24,7 @@ class Subnetwork(Shown):
     layers: dict[str, bool]
     units: dict[str, dict[str, torch.Tensor]]
     _parameters: Callable[[], dict[str, dict[int, torch.Tensor]]] = field(repr=False, compare=False)
+    scales: bool = True  # sums over kept units, by total / kept
 
     def parameters(self) -> dict[str, dict[int, torch.Tensor]]:
         """For every parameter that this step narrows, its name in `model.named_parameters(remove_duplicate=False)`, the

@@ -6,7 +6,7 @@ In goes a decoder with example inputs; out comes a `Decoder`: its layers in the 
 from estfx.tracing.call_signature import Signature, call_key, flatten, is_plain, signature_of
 from estfx.tracing.capture import call_arguments, run_quietly, sized_inputs, values_on_meta, without_cache
 from estfx.tracing.decoder import ATTRIBUTE, Decoder, trace
-from estfx.tracing.effects import HeldState, Place, Surroundings, held_at, prefixes
+from estfx.tracing.effects import OF_EVERY_MODULE, HeldState, Place, Surroundings, held_at, prefixes
 from estfx.tracing.exporting import TracedLayer, loops_over_experts, trace_call
 from estfx.tracing.kind_key import canonical
 from estfx.tracing.kv_caches import asks_for_cache, without_empty_caches
@@ -22,6 +22,7 @@ from estfx.tracing.unsharded_layers import left_sharded, unsharded
 __all__ = [
     "ASKING",
     "ATTRIBUTE",
+    "OF_EVERY_MODULE",
     "Changes",
     "Decoder",
     "HeldState",

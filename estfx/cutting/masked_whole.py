@@ -1,0 +1,109 @@
+"""The oracle of a cut: the whole model, each of whose layers computes with its kept units only, or is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from estfx.cutting.layer_parts import LayerPart
+from estfx.errors import EstfxError
+from estfx.programs import Variant
+from estfx.tracing import Decoder, call_arguments, flatten, open_dataclasses, without_cache
+
+__all__ = ["as_masked_whole", "leaves_of", "outputs_of", "worst_difference"]
+
+
+@contextmanager
+def as_masked_whole(
+    model: nn.Module,
+    decoder: Decoder,
+    variants: Mapping[str, Variant],
+    parts: Mapping[str, LayerPart],
+    dropped: Collection[str],
+) -> Iterator[None]:
+    """While it lasts, the layers compute with what is kept of them. For calls as those of the example inputs."""
+    calls: dict[str, list[Callable[..., Any]]] = {}
+    for name in decoder.order:
+        if name in decoder.infos:
+            info = decoder.infos[name]
+            call = _passed_over(variants[info.program]) if name in dropped else _narrowed(parts[name])
+            calls.setdefault(info.call.path, []).append(call)
+    before: dict[str, Any] = {}
+    for path, each in calls.items():
+        module = model.get_submodule(path)
+        before[path] = vars(module).get("forward")
+        module.__dict__["forward"] = _InTurn(module, each)
+    try:
+        yield
+    finally:
+        for path, forward in before.items():
+            own = model.get_submodule(path).__dict__
+            own.pop("forward")
+            if forward is not None:
+                own["forward"] = forward
+
+
+class _InTurn:
+    """The calls of one module in a forward, one after the other."""
+
+    def __init__(self, module: nn.Module, calls: list[Callable[..., Any]]) -> None:
+        self.module, self.calls, self.number = module, calls, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.calls[self.number % len(self.calls)]
+        self.number += 1
+        return call(self.module, args, kwargs)
+
+
+def _narrowed(part: LayerPart) -> Callable[..., Any]:
+    def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return part.values(part.graph, module, args, kwargs)
+
+    return call
+
+
+def _passed_over(variant: Variant) -> Callable[..., Any]:
+    def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return variant.passed_over(flatten(args, kwargs)[0])
+
+    return call
+
+
+def outputs_of(model: nn.Module, example_inputs: object) -> list[torch.Tensor]:
+    """All floating-point tensors that the model gives for the example inputs, in eval mode."""
+    args, kwargs = call_arguments(model, example_inputs)
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            given = model(*args, **without_cache(model, kwargs))
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    found = [x for x in leaves_of(given) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    if not found:
+        raise EstfxError(f"`{type(model).__name__}` gives no floating-point tensor to be compared.")
+    return found
+
+
+def leaves_of(value: Any) -> list[Any]:
+    """What is in a result, however nested."""
+    open_dataclasses(value)
+    return pytree.tree_leaves(value)
+
+
+def worst_difference(want: list[torch.Tensor], got: list[torch.Tensor]) -> float:
+    """The largest error, relative to the largest value of each tensor; infinite for other shapes."""
+    if [x.shape for x in want] != [x.shape for x in got]:
+        return float("inf")
+    worst = 0.0
+    for w, g in zip(want, got, strict=True):
+        if w.numel():
+            error = float((w.double() - g.double()).abs().max() / w.double().abs().max().clamp(min=1e-12))
+            worst = max(worst, error) if error == error else float("inf")
+    return worst
