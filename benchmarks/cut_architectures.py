@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tiny_inputs import example_inputs
 from tiny_models import tiny_model
 from torch import nn
@@ -174,6 +175,8 @@ def main() -> None:
 
     from estfx.training import environment
 
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     examine("gpt2")  # so that what torch and transformers import when first used is there in every process

@@ -17,9 +17,10 @@ from estfx.bench.meters import Memory, compilations, memory_of, peak_flops, sync
 from estfx.bench.result import ArmResult, BenchFailedError, BenchResult, Spread
 from estfx.bench.settings import REFERENCE, BenchSettings
 from estfx.costs import plan as plan_of
+from estfx.quiet import quiet_transformers
 from estfx.schedules import Schedule
 from estfx.settings import SettingsError
-from estfx.training import build_model, environment, merged_options, model_types, quiet_transformers, small_options
+from estfx.training import build_model, environment, merged_options, model_types, small_options
 
 __all__ = ["bench"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from estfx.cutting_entry import ENTRY
 from estfx.tracing import OF_EVERY_MODULE
 
 __all__ = ["Edit", "Path", "applied", "apply_edits", "held_numbers", "held_values", "value_at"]
@@ -92,7 +93,7 @@ def held_values(root: Any) -> Iterator[tuple[Path, Any]]:
 def _values_in(holder: Any, steps: Path, depth: int, above: set[int]) -> Iterator[tuple[Path, Any, Any]]:
     own = holder if isinstance(holder, Mapping) else vars(holder)
     for key, value in list(own.items()):
-        if not isinstance(key, (str, int)):
+        if not isinstance(key, (str, int)) or key == ENTRY:
             continue
         if value is None or _is_number(value) or isinstance(value, (list, tuple)):
             yield (*steps, key), value, holder
@@ -104,7 +105,7 @@ def _numbers_in(holder: Any, steps: Path, depth: int, above: set[int]) -> Iterat
     own = holder if isinstance(holder, Mapping) else vars(holder)
     hidden = OF_EVERY_MODULE if isinstance(holder, nn.Module) else frozenset()
     for key, value in list(own.items()):
-        if not isinstance(key, (str, int)) or key in hidden:
+        if not isinstance(key, (str, int)) or key in hidden or key == ENTRY:
             continue
         if _is_number(value) or (isinstance(value, (list, tuple)) and value and all(map(_is_number, value))):
             yield (*steps, key), value, holder

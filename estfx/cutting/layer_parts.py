@@ -141,7 +141,7 @@ def _taken(value: torch.Tensor, position: int, dim: Dim, units: Mapping[Axis, np
     index = torch.from_numpy(fixed.flat_index(units)).to(value.device)
     if not batch:
         return value.index_select(position, index)
-    split: torch.Tensor = value.unflatten(position, (-1, fixed.size))  # type: ignore[no-untyped-call]
+    split: torch.Tensor = value.unflatten(position, (-1, fixed.size))
     return split.index_select(position + 1, index).flatten(position, position + 1)
 
 

@@ -11,11 +11,12 @@ from torch.utils import _pytree as pytree
 
 from estfx.cutting.layer_parts import LayerPart
 from estfx.cutting.masked_whole import leaves_of
+from estfx.graphs import InDouble
 from estfx.tracing import flatten, unsharded
 
 __all__ = ["LayerTrial"]
 
-TOLERANCE = 1e-5  # relative to what the layer adds; its code may ask for less than float64
+TOLERANCE = 1e-6  # relative to what the layer adds
 
 
 class LayerTrial:
@@ -41,7 +42,8 @@ class LayerTrial:
         """What a cut layer gives."""
         args, kwargs = self._copied()
         layer.eval()
-        return leaves_of(layer(*args, **kwargs))
+        with InDouble():  # type: ignore[no-untyped-call]
+            return leaves_of(layer(*args, **kwargs))
 
     def fits(self, got: list[Any]) -> bool:
         """Whether what the layer adds to its stream is what the graph adds, and all else that the model reads of it."""

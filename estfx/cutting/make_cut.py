@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +117,8 @@ def _made(task: CutTask) -> tuple[nn.Module, CutRecord]:
     tell("running the masked whole")
     _ = task.want
     tell("looking for a configuration")
-    found = cut_by_configuration(task)
+    with _quietly():
+        found = cut_by_configuration(task)
     if found is not None:
         made, candidate, error = found
         return made, _record(task, "configuration", candidate.edits, candidate.tries, error)
@@ -125,6 +128,15 @@ def _made(task: CutTask) -> tuple[nn.Module, CutRecord]:
     if hasattr(type(config), "from_dict"):  # of transformers: it is written with the weights
         setattr(config, ENTRY, record.entry)
     return made, record
+
+
+def _quietly() -> AbstractContextManager[None]:
+    """Keeps transformers from talking of each configuration that is tried."""
+    if "transformers" not in sys.modules:
+        return nullcontext()
+    from estfx.quiet import quiet_transformers
+
+    return quiet_transformers()
 
 
 def _record(task: CutTask, form: str, edits: Sequence[Edit], tries: int, error: float) -> CutRecord:

@@ -17,7 +17,7 @@ from estfx.graphs.autograd_functions import (
 from estfx.graphs.axis_colors import COLORS, sort_of
 from estfx.graphs.branches import BRANCH, branches_of
 from estfx.graphs.dimensions import Axis, Dim, Extent, Product, Sum, coarse, extent_of
-from estfx.graphs.double_precision import promoted, without_dropout
+from estfx.graphs.double_precision import InDouble, promoted, without_dropout
 from estfx.graphs.fx_graphs import (
     arguments,
     clone,
@@ -64,6 +64,7 @@ __all__ = [
     "Axis",
     "Dim",
     "Extent",
+    "InDouble",
     "OpaqueModule",
     "OpaqueOutput",
     "Pass",

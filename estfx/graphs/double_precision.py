@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from estfx.graphs.fx_graphs import has_tensor
 
-__all__ = ["promoted", "without_dropout"]
+__all__ = ["InDouble", "promoted", "without_dropout"]
 
 aten = torch.ops.aten
 _library = torch.library.Library("estfx", "FRAGMENT")
@@ -36,6 +37,17 @@ def _grouped_product(
 
 _library.impl("grouped_mm", _grouped_product, "CompositeImplicitAutograd")
 IN_FLOAT64 = {aten._grouped_mm.default: torch.ops.estfx.grouped_mm.default}
+
+
+class InDouble(TorchDispatchMode):
+    """While it lasts, code in float64 stays so, where it asks for a smaller type or an operator has no other."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        double = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in args)
+        if double and func is aten._to_copy.default and getattr(kwargs.get("dtype"), "is_floating_point", False):
+            kwargs["dtype"] = torch.float64
+        return (IN_FLOAT64.get(func, func) if double else func)(*args, **kwargs)
 
 
 def promoted(gm: GraphModule) -> GraphModule:

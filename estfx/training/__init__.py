@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from estfx.training.model_spec import fitting_length as fitting_length
     from estfx.training.model_spec import merged_options as merged_options
     from estfx.training.model_spec import model_types as model_types
-    from estfx.training.quiet import quiet_transformers as quiet_transformers
     from estfx.training.run_folder import RunFolder as RunFolder
     from estfx.training.run_folder import default_folder as default_folder
     from estfx.training.run_folder import environment as environment
@@ -69,7 +68,6 @@ _MODULES = {
     "model_types": "estfx.training.model_spec",
     "parse_options": "estfx.training.model_argument",
     "print_summary": "estfx.training.train_summary",
-    "quiet_transformers": "estfx.training.quiet",
     "small_options": "estfx.training.model_presets",
     "tokens_of": "estfx.training.text_data",
     "train": "estfx.training.training_run",
@@ -101,7 +99,6 @@ __all__ = [
     "model_types",
     "parse_options",
     "print_summary",
-    "quiet_transformers",
     "small_options",
     "tokens_of",
     "train",

@@ -17,6 +17,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from estfx.costs import plan as plan_of
 from estfx.errors import EstfxError
 from estfx.integrations.transformers import EvolvingCallback
+from estfx.quiet import quiet_transformers
 from estfx.runtime import differences, made_with
 from estfx.settings import SettingsError
 from estfx.tracing import ATTRIBUTE
@@ -28,7 +29,6 @@ from estfx.training.fsdp_state import shard
 from estfx.training.learning_rate import LearningRate
 from estfx.training.model_spec import build_model, fitting_length
 from estfx.training.progress_display import ProgressDisplay
-from estfx.training.quiet import quiet_transformers
 from estfx.training.run_folder import RunFolder
 from estfx.training.step_records import StepRecord
 from estfx.training.text_data import Blocks, Tokens, corpus_of, tokens_of

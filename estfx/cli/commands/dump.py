@@ -66,7 +66,8 @@ def dump(
         raise ScheduleError(f"there is no stage {stage}; the schedule has the stages 1 to {len(stages.stages)}.")
     with working("loading transformers"):
         from estfx.dumping import dump as dumped
-        from estfx.training import build_model, quiet_transformers
+        from estfx.quiet import quiet_transformers
+        from estfx.training import build_model
 
     with working(f"building {model}"), quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)

@@ -30,8 +30,9 @@ def inspect(
     check_model(model)
     options = parse_options(config or ())
     with working("loading transformers"):
+        from estfx.quiet import quiet_transformers
         from estfx.report import inspect as report_of
-        from estfx.training import build_model, quiet_transformers
+        from estfx.training import build_model
 
     with working(f"building {model}"), quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)

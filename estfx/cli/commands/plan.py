@@ -110,7 +110,8 @@ def plan(
     with working("loading transformers"):
         from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
         from estfx.costs import little_left, plans, schedule_saving
-        from estfx.training import build_model, fitting_length, quiet_transformers
+        from estfx.quiet import quiet_transformers
+        from estfx.training import build_model, fitting_length
     with working(f"building {model}"), quiet_transformers():
         built = build_model(model, options, weightless_above=WEIGHTLESS_ABOVE)
         length = fitting_length(built.model, seq_len, "--seq-len", default=1024)

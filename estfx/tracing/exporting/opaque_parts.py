@@ -38,7 +38,7 @@ class _Result:
     tensors: tuple[torch.Tensor, ...]  # on the meta device
     spec: pytree.TreeSpec
     flops: int
-    numbers: int  # in its first tensor
+    given: tuple[torch.Size, ...]  # the sizes of what it was given
 
 
 @dataclass
@@ -96,7 +96,8 @@ class OpaqueParts:
                 if not inputs or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
                     raise TraceError(f"`{path}` takes no tensor, or gives what is none")
                 flops = counter.get_total_flops()
-                seen[path].append(_Result(tuple(t.detach().to("meta") for t in leaves), spec, flops, inputs[0].numel()))
+                given = tuple(t.shape for t in inputs)
+                seen[path].append(_Result(tuple(t.detach().to("meta") for t in leaves), spec, flops, given))
 
             return hook
 
@@ -144,28 +145,41 @@ class _Standing:
             leaves=tuple(TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves),
             spec=spec,
             weights=tuple(weights),
-            outputs=tuple(_output(tensor, inputs) for tensor in result.tensors),
+            outputs=tuple(_output(tensor, inputs, result.given) for tensor in result.tensors),
             flops=result.flops,
-            numbers=result.numbers,
+            numbers=result.given[0].numel(),
         )
         self.parts.made.append(opaque)
         return pytree.tree_unflatten(opaque.stand_in([*inputs, *weights.values()]), result.spec)
 
 
-def _output(tensor: torch.Tensor, inputs: list[torch.Tensor]) -> OpaqueOutput:
-    """Its sizes as those of the inputs that are left open, and as numbers where no such size is the same."""
+def _output(tensor: torch.Tensor, inputs: list[torch.Tensor], given: tuple[torch.Size, ...]) -> OpaqueOutput:
+    """Its sizes as those of the inputs that are left open, and as numbers where no such size is the same.
+
+    `given`: the sizes of the inputs when this tensor was computed. How many tokens an expert gets, the graph does not
+    know, so only there can the two be compared. Sizes may be equal by chance: of those that are, the one in the same
+    dimension of the first input is taken.
+    """
     open_sizes: dict[str, tuple[int, int, int]] = {}  # each size once: its value, and where it is
-    for i, given in enumerate(inputs):
-        for dim, size in enumerate(given.shape):
-            value, expr = extent_of(size)
+    is_open: set[tuple[int, int]] = set()
+    for i, (tracked, sizes) in enumerate(zip(inputs, given, strict=True)):
+        for dim, (size, value) in enumerate(zip(tracked.shape, sizes, strict=True)):
+            _, expr = extent_of(size)
             if not isinstance(expr, int):
+                is_open.add((i, dim))
                 open_sizes.setdefault(str(expr), (value, i, dim))
     by_value: dict[int, tuple[tuple[int, int], ...]] = {}
     for count in (1, 2):
         for chosen in combinations(open_sizes.values(), count):
             value = chosen[0][0] * chosen[-1][0] if count == 2 else chosen[0][0]
             by_value.setdefault(value, tuple((i, dim) for _, i, dim in chosen))
-    return OpaqueOutput(tensor.dtype, tuple(by_value.get(size, size) for size in tensor.shape))
+
+    def size_of(dim: int, value: int) -> Any:
+        if tensor.ndim == len(given[0]) and given[0][dim] == value:
+            return ((0, dim),) if (0, dim) in is_open else value
+        return by_value.get(value, value)
+
+    return OpaqueOutput(tensor.dtype, tuple(size_of(dim, value) for dim, value in enumerate(tensor.shape)))
 
 
 def _within(layer: nn.Module, error: TraceError) -> Iterator[str]:

@@ -57,6 +57,34 @@ class Mixture(nn.Module):
         return self.experts(x_ND.clone(), chosen, weights).view_as(x_BTD) + self.shared(x_BTD)
 
 
+class Branching(nn.Module):
+    """Looks at its numbers before it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(HIDDEN, HIDDEN) * 0.1)
+
+    def forward(self, x_1ND: torch.Tensor) -> torch.Tensor:
+        return x_1ND @ self.weight if bool((x_1ND.abs() < 1e9).all()) else x_1ND
+
+
+class Scattered(nn.Module):
+    """Each expert gets the tokens that chose it, as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(HIDDEN, 2)
+        self.experts = nn.ModuleList(Branching() for _ in range(2))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_ND = x_BTD.flatten(0, 1)
+        chosen_N, result_ND = self.router(x_ND).argmax(-1), torch.zeros_like(x_ND)
+        for number, expert in enumerate(self.experts):
+            (token,) = torch.where(chosen_N == number)
+            result_ND = result_ND.index_add(0, token, expert(x_ND[None, token])[0])
+        return result_ND.view_as(x_BTD)
+
+
 class Counted(nn.Module):
     """How many experts are hit leaves the module: its result has a size that only its data say."""
 
@@ -220,3 +248,14 @@ def test_a_written_graph_can_be_read_and_says_what_it_lacks() -> None:
         again(*(torch.zeros([int(size) for size in shape]) for shape in shapes))
     with pytest.raises(estfx.EstfxError, match=r"calls `mlp.experts` \(HitExperts\).*use --format text"):
         estfx.dump(Decoder(*chain().layers), HALF, 0, format="code", example_inputs=(torch.arange(51).view(3, 17),))
+
+
+def test_how_many_tokens_an_expert_gets_may_change() -> None:
+    torch.manual_seed(0)
+    plain = Chain(*(PreNorm(Attention(), Scattered()) for _ in range(2)))
+    model = estfx.transform(copy.deepcopy(plain), WHOLE, example_inputs=(stream(),), compile=False)
+    assert all(any("`mlp.experts.0` (Branching) runs as it is" in n for n in x.notes) for x in model.report.layers)
+    model.set_step(0)
+    for _ in range(3):
+        x = torch.randn(2, 9, HIDDEN)
+        assert torch.equal(model(x), plain(x))
