@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from estfx.cutting import cut as cut
     from estfx.cutting import cut_record as cut_record
     from estfx.cutting import load as load
+    from estfx.cutting import reform as reform
     from estfx.cutting import save as save
     from estfx.dumping import dump as dump
     from estfx.dumping import load_graphs as load_graphs
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from estfx.schedules import draw_units as draw_units
     from estfx.schedules import kept_count as kept_count
     from estfx.schedules import selection_policy as selection_policy
+    from estfx.scoring import Scores as Scores
+    from estfx.scoring import score as score
     from estfx.tracing import Decoder as Decoder
     from estfx.tracing import trace as trace
     from estfx.transformation import restore as restore
@@ -67,6 +70,7 @@ _MODULES = {
     "Resize": "estfx.axes",
     "Schedule": "estfx.schedules",
     "ScheduleError": "estfx.errors",
+    "Scores": "estfx.scoring",
     "Stage": "estfx.schedules",
     "StagePlan": "estfx.costs",
     "Subnetwork": "estfx.schedules",
@@ -86,6 +90,7 @@ _MODULES = {
     "load_compiled": "estfx.programs",
     "load_graphs": "estfx.dumping",
     "plan": "estfx.costs",
+    "reform": "estfx.cutting",
     "resizer": "estfx.axes",
     "evolving_within": "estfx.evolving",
     "restore": "estfx.transformation",
@@ -93,6 +98,7 @@ _MODULES = {
     "save": "estfx.cutting",
     "save_compiled": "estfx.programs",
     "schedule_for_saving": "estfx.costs",
+    "score": "estfx.scoring",
     "selection_policy": "estfx.schedules",
     "trace": "estfx.tracing",
     "transform": "estfx.transformation",
@@ -110,6 +116,7 @@ __all__ = [
     "Resize",
     "Schedule",
     "ScheduleError",
+    "Scores",
     "Stage",
     "StagePlan",
     "Subnetwork",
@@ -130,12 +137,14 @@ __all__ = [
     "load_compiled",
     "load_graphs",
     "plan",
+    "reform",
     "resizer",
     "restore",
     "rule",
     "save",
     "save_compiled",
     "schedule_for_saving",
+    "score",
     "selection_policy",
     "trace",
     "transform",

@@ -5,7 +5,8 @@ masked whole does.
 """
 
 from estfx.cutting.make_cut import CutRecord, cut, cut_record
+from estfx.cutting.refit_weights import reform
 from estfx.cutting.saved_cuts import load, save
 from estfx.cutting.written_cut import as_it_was, cut_as_written
 
-__all__ = ["CutRecord", "as_it_was", "cut", "cut_as_written", "cut_record", "load", "save"]
+__all__ = ["CutRecord", "as_it_was", "cut", "cut_as_written", "cut_record", "load", "reform", "save"]

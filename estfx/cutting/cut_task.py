@@ -113,7 +113,7 @@ class CutTask:
         """What the masked whole gives for the example inputs; nothing on the meta device."""
         if self.on_meta:
             return []
-        with as_masked_whole(self.model, self.decoder, self.variants, self.parts, self.kept.dropped):
+        with as_masked_whole(self.decoder, self.variants, self.parts, self.kept.dropped):
             return outputs_of(self.model, self.decoder.example_inputs)
 
     def outputs(self, made: nn.Module) -> list[torch.Tensor]:

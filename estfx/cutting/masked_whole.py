@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from estfx.cutting.layer_parts import LayerPart
 from estfx.errors import EstfxError
 from estfx.programs import Variant
+from estfx.scoring import LayerForward, layer_forwards
 from estfx.tracing import Decoder, call_arguments, flatten, open_dataclasses, without_cache
 
 __all__ = ["as_masked_whole", "leaves_of", "outputs_of", "worst_difference"]
@@ -20,54 +21,25 @@ __all__ = ["as_masked_whole", "leaves_of", "outputs_of", "worst_difference"]
 
 @contextmanager
 def as_masked_whole(
-    model: nn.Module,
-    decoder: Decoder,
-    variants: Mapping[str, Variant],
-    parts: Mapping[str, LayerPart],
-    dropped: Collection[str],
+    decoder: Decoder, variants: Mapping[str, Variant], parts: Mapping[str, LayerPart], dropped: Collection[str]
 ) -> Iterator[None]:
     """While it lasts, the layers compute with what is kept of them. For calls as those of the example inputs."""
-    calls: dict[str, list[Callable[..., Any]]] = {}
-    for name in decoder.order:
-        if name in decoder.infos:
-            info = decoder.infos[name]
-            call = _passed_over(variants[info.program]) if name in dropped else _narrowed(parts[name])
-            calls.setdefault(info.call.path, []).append(call)
-    before: dict[str, Any] = {}
-    for path, each in calls.items():
-        module = model.get_submodule(path)
-        before[path] = vars(module).get("forward")
-        module.__dict__["forward"] = _InTurn(module, each)
-    try:
+    forwards = {
+        name: _passed_over(variants[info.program]) if name in dropped else _narrowed(parts[name])
+        for name, info in decoder.infos.items()
+    }
+    with layer_forwards(decoder, forwards):
         yield
-    finally:
-        for path, forward in before.items():
-            own = model.get_submodule(path).__dict__
-            own.pop("forward")
-            if forward is not None:
-                own["forward"] = forward
 
 
-class _InTurn:
-    """The calls of one module in a forward, one after the other."""
-
-    def __init__(self, module: nn.Module, calls: list[Callable[..., Any]]) -> None:
-        self.module, self.calls, self.number = module, calls, 0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.calls[self.number % len(self.calls)]
-        self.number += 1
-        return call(self.module, args, kwargs)
-
-
-def _narrowed(part: LayerPart) -> Callable[..., Any]:
+def _narrowed(part: LayerPart) -> LayerForward:
     def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return part.values(part.graph, module, args, kwargs)
 
     return call
 
 
-def _passed_over(variant: Variant) -> Callable[..., Any]:
+def _passed_over(variant: Variant) -> LayerForward:
     def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return variant.passed_over(flatten(args, kwargs)[0])
 

@@ -17,6 +17,7 @@ from estfx.runtime.rank_agreement import RankAgreement, check_gradients
 from estfx.runtime.run_fingerprint import differences, drawn_layers
 from estfx.runtime.runtime import Runtime
 from estfx.runtime.selection import Selection
+from estfx.runtime.unit_weights import Sums, unit_positions, unit_weights
 from estfx.runtime.warmup import warm_up
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Runtime",
     "Selection",
     "StepState",
+    "Sums",
     "changed_outside",
     "check_fusible",
     "check_gradients",
@@ -43,6 +45,8 @@ __all__ = [
     "numbers_left_out",
     "parameters_held",
     "part_at_work",
+    "unit_positions",
+    "unit_weights",
     "unmount",
     "unmount_outside",
     "warm_up",

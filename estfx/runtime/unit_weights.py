@@ -13,7 +13,7 @@ from estfx.graphs import Axis, Dim, tags
 from estfx.programs import Variant
 from estfx.runtime.sharded_tensors import has_local_part, local_part, placed
 
-__all__ = ["Sums", "UnitWeight", "unit_weights"]
+__all__ = ["Sums", "UnitWeight", "unit_positions", "unit_weights"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def unit_weights(variant: Variant) -> list[UnitWeight]:
         for dim, made_of in enumerate(variant.axes.dims[placeholder]):
             for role in variant.roles.found:
                 if role.axis in made_of.axes():
-                    positions = _positions(made_of, role.axis)
+                    positions = unit_positions(made_of, role.axis)
                     found.append(UnitWeight(path, dim, role.name, positions, placeholder in closing[role.name]))
     return found
 
@@ -63,7 +63,7 @@ def _closing_weights(variant: Variant, axis: Axis) -> set[str]:
     return found
 
 
-def _positions(dim: Dim, axis: Axis) -> torch.Tensor:
+def unit_positions(dim: Dim, axis: Axis) -> torch.Tensor:
     """The positions along a dimension that belong to one unit of an axis alone, for each unit."""
     all_UP = dim.flat_index({axis: np.arange(axis.size, dtype=np.int64)[:, None]})
     shared = np.bincount(all_UP.ravel(), minlength=dim.size) > 1  # by all units: terms without the axis
@@ -74,20 +74,23 @@ def _positions(dim: Dim, axis: Axis) -> torch.Tensor:
 class Sums:
     """Sums of magnitudes over the numbers of each unit, laid out one after the other; of shards, over all of them."""
 
-    def __init__(self, layout: Mapping[tuple[str, str], int], device: torch.device) -> None:
-        self._device = device
+    def __init__(self, layout: Mapping[tuple[str, str], int], device: torch.device, signed: bool = False) -> None:
+        self._device, self._signed = device, signed
         self._whole: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in layout}
         self._sizes = layout
         self._parts: dict[object, dict[tuple[str, str], list[torch.Tensor]]] = {}  # by the mesh to be summed over
 
     def add(self, key: tuple[str, str], weight: UnitWeight, *factors: torch.Tensor) -> None:
-        """Adds |the product of the factors|, tensors of the weight's shape, to the units of `key`."""
+        """Adds |the product of the factors|, tensors of the weight's shape, to the units of `key`; signed, itself."""
         mesh, along, length = placed(factors[0], weight.dim)
         product = _local(factors[0])
         for factor in factors[1:]:
             product = product * _local(factor)
         others = [dim for dim in range(product.dim()) if dim != weight.dim]
-        each = product.float().abs() if not others else torch.linalg.vector_norm(product.float(), 1, dim=others)
+        if self._signed:
+            each = product.float().sum(dim=others) if others else product.float()
+        else:
+            each = torch.linalg.vector_norm(product.float(), 1, dim=others) if others else product.float().abs()
         if along is not None:  # a shard of the dimension itself
             padded = each.new_zeros(length)
             padded[along : along + len(each)] = each

@@ -5,7 +5,7 @@ In goes a decoder with example inputs; out comes a `Decoder`: its layers in the 
 
 from estfx.tracing.call_signature import Signature, call_key, flatten, is_plain, signature_of
 from estfx.tracing.capture import call_arguments, run_quietly, sized_inputs, values_on_meta, without_cache
-from estfx.tracing.decoder import ATTRIBUTE, Decoder, trace
+from estfx.tracing.decoder import ATTRIBUTE, Decoder, at_rest, trace
 from estfx.tracing.effects import OF_EVERY_MODULE, HeldState, Place, Surroundings, held_at, prefixes
 from estfx.tracing.exporting import TracedLayer, loops_over_experts, trace_call
 from estfx.tracing.kind_key import canonical
@@ -35,6 +35,7 @@ __all__ = [
     "Surroundings",
     "TracedLayer",
     "asks_for_cache",
+    "at_rest",
     "call_arguments",
     "call_key",
     "canonical",

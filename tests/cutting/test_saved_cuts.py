@@ -70,7 +70,7 @@ def test_a_cut_of_a_cut_is_one_cut_of_the_whole(tmp_path: Path) -> None:
 def test_a_model_of_ones_own_class_is_given_whole(tmp_path: Path) -> None:
     ids = tokens(length=16)
     model = NanoGpt(flash=True).eval()
-    with pytest.raises(estfx.UnsupportedModelError, match="shape .* is invalid for input of size"):
+    with pytest.raises(estfx.UnsupportedModelError, match=r"shape .* is invalid for input of size"):
         halved(model, example_inputs=(ids,))  # its code divides the hidden size by the number of heads
     neurons = {f"transformer.h.{i}": {"neurons": range(20)} for i in (0, 2)}
     made = estfx.cut(model, neurons, layers=list(neurons), example_inputs=(ids,))
