@@ -57,6 +57,7 @@ def examine(model_type: str, experts: str | None = None) -> Row:
         trained = _with_gradient(model, inputs)
         skipped = tuple(f"{name}." for name, runs in model.subnetwork.layers.items() if not runs)
         row["without_gradient"] = sorted(name for name in original - trained if not name.startswith(skipped))
+        row["unlisted"] = _unlisted(model)
         model.set_step(1)
         row["model_difference"] = _difference(_logits(model, inputs), logits)
         stage = "write as JSON and read again"
@@ -118,13 +119,27 @@ def all_of(row: Row, key: str) -> list[Any]:
     return listed
 
 
+def _unlisted(model: Any) -> list[str]:
+    """Parameters with units, as the report says, of which the subnetwork does not say what it keeps."""
+    kept, listed = model.subnetwork, model.subnetwork.parameters()
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # and no buffers
+    return sorted(
+        f"{layer.name}.{name}"
+        for layer in model.report.layers
+        for axis in layer.axes
+        if len(kept.units.get(layer.name, {}).get(axis.role, ())) not in (0, axis.size)
+        for name, dims in axis.parameters.items()
+        if f"{layer.name}.{name}" in own and not set(dims) <= set(listed.get(f"{layer.name}.{name}", ()))
+    )
+
+
 def complete(row: Row) -> bool:
     """The whole is equal, layers may be skipped, heads (or channels) and neurons narrowed; kept parameters learn.
 
     Layers that mix several residual streams into each other need not be skippable. Every kind of layer must have its
     heads or channels, unless the type's layers are one branch each; a missing note is no proof that there are none.
     """
-    if "failed" in row or row["without_gradient"] or not row["model_difference"] <= EQUAL:
+    if "failed" in row or row["without_gradient"] or row.get("unlisted") or not row["model_difference"] <= EQUAL:
         return False
     kinds = row["kinds"].values()
     mixers = [_has_mixer(kind) for kind in kinds]

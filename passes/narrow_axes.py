@@ -28,6 +28,7 @@ from estfx.graphs import (
     spread,
     tags,
     take,
+    tensor_of,
 )
 
 aten = torch.ops.aten
@@ -127,7 +128,8 @@ class _Narrowing:
                 continue
             after = taken[-1] if taken else self.last_birth if node.op == "placeholder" else node
             with graph.inserting_after(after):
-                if any(axis.dynamic for axis in dim.axes()):
+                # a weight's own size is fixed, though it may be a product with what a side input leaves open
+                if not isinstance(tensor_of(node).shape[position], int):
                     new = self._gather_inside(value, position, dim)
                 else:
                     new = [graph.call_function(take, (value, position, self._index(dim)))]

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from estfx.cli.commands.bench import bench
+from estfx.cli.commands.cut import cut
 from estfx.cli.commands.dump import dump
 from estfx.cli.commands.inspect import inspect
 from estfx.cli.commands.models import models
@@ -59,7 +60,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, models, inspect, plan, dump, bench, report):
+for command in (train, models, inspect, plan, dump, bench, report, cut):
     app.command()(command)
 
 

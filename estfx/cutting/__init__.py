@@ -4,7 +4,8 @@ In goes a decoder and what is to stay of it; out comes a smaller decoder of the 
 masked whole does.
 """
 
-from estfx.cutting.make_cut import CutRecord, cut, cut_record
+from estfx.cutting.cut_summary import CutRecord
+from estfx.cutting.make_cut import cut, cut_record
 from estfx.cutting.refit_weights import reform
 from estfx.cutting.saved_cuts import load, save
 from estfx.cutting.written_cut import as_it_was, cut_as_written

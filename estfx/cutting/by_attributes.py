@@ -11,7 +11,7 @@ from torch import nn
 from estfx.cutting.attribute_search import Found, search_numbers
 from estfx.cutting.cut_modules import cut_layer, cut_model, index_edits
 from estfx.cutting.cut_task import CutTask
-from estfx.cutting.edits import Edit, apply_edits, held_values
+from estfx.cutting.edits import Edit, apply_edits, for_fewer_layers, held_values
 from estfx.cutting.layer_parts import LayerPart
 from estfx.cutting.layer_trial import LayerTrial
 from estfx.cutting.masked_whole import worst_difference
@@ -103,10 +103,19 @@ def _edits_around(task: CutTask, made: nn.Module) -> tuple[list[Edit], int]:
             return [*way, *found.edits], tries
         first = first or found
     assert first is not None
+    name = type(task.model).__name__
+    reasons = []
+    if any(part.units for part in task.modules):
+        reasons.append(
+            "What it makes for all units of a kind, such as a bias of each head by position, it makes for a number of "
+            "them, not for those that stay: keep them all."
+        )
+    if task.dropped:
+        reasons.append("What it does with a layer may depend on the layer's number: keep all layers.")
     raise UnsupportedModelError(
-        f"the layers themselves could be cut, but the code of `{type(task.model).__name__}` around them does not go "
-        f"with them ({first.why}). What it makes for all layers, such as a bias of each head by position, it makes for "
-        "so many units, not for those that stay. Keep all of them, or look which ones it would be made for."
+        f"the layers themselves could be cut, but the code of `{name}` around them does not go with "
+        f"them ({first.why}). "
+        f"{' '.join(reasons)}"
     )
 
 
@@ -116,7 +125,7 @@ def _around(task: CutTask, made: nn.Module, way: list[Edit]) -> Found:
     return search_numbers(
         copied,
         lambda: task.outputs(copied),
-        lambda got: worst_difference(task.want, got) <= task.tolerance,
+        lambda got: worst_difference(task.want, got) <= task.tolerance and task.error(copied) <= task.tolerance,
         task.sizes,
         leave_out=[copied.get_submodule(task.path_in_cut(part)) for part in task.modules],
         tries=TRIES_AROUND,
@@ -134,8 +143,9 @@ def _ways_to_count(task: CutTask, made: nn.Module) -> Iterator[list[Edit]]:
     counts: list[Edit] = []
     for whole, left in task.places.values():
         for path, value in held_values(config) if config is not None else ():
-            if isinstance(value, (list, tuple)) and len(value) == whole:
-                lists.append(Edit(("config", *path), type(value)(value[i] for i in left)))
+            shorter = for_fewer_layers(value, whole, left)
+            if shorter is not None:
+                lists.append(Edit(("config", *path), shorter))
             elif value == whole and isinstance(value, int) and not isinstance(value, bool):
                 counts.append(Edit(("config", *path), len(left)))
     for edit in counts:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from estfx.cutting.attribute_search import Sizes, values_of
-from estfx.cutting.edits import Edit, Path, apply_edits, held_values, value_at
+from estfx.cutting.edits import Edit, Path, apply_edits, for_fewer_layers, held_values, value_at
 from estfx.cutting_entry import ENTRY
 from estfx.stand_ins import stand_in_for
 
@@ -195,9 +195,10 @@ def _moves(config: Any, sizes: Sizes, depths: Collection[Depth]) -> Iterator[Edi
 
 
 def _filtered(config: Any, depths: Collection[Depth]) -> Iterator[Edit]:
-    """Lists with an item for each layer, without those that are left out."""
+    """Lists of something for each layer, or of positions of layers, without those that are left out."""
     for path, value in held_values(config):
         for depth in depths:
-            if isinstance(value, (list, tuple)) and len(value) == depth.whole and len(depth.left) < depth.whole:
-                yield Edit(path, type(value)(value[i] for i in depth.left))
+            shorter = for_fewer_layers(value, depth.whole, depth.left)
+            if shorter is not None and not str(path[-1]).startswith("_"):
+                yield Edit(path, shorter)
                 break

@@ -84,6 +84,10 @@ def cut_model(model: nn.Module, parts: Mapping[str, LayerPart], dropped: Collect
     for path in dropped:
         memo[id(model.get_submodule(path))] = nn.Identity()
     made = copy.deepcopy(model, memo)
+    for part in parts.values():
+        for path in part.weights:  # a buffer that is not saved would be made for all units where the cut is loaded
+            owner, _, last = f"{part.path}.{path}".rpartition(".")
+            made.get_submodule(owner)._non_persistent_buffers_set.discard(last)
     for container, numbers in placed.items():
         holder: Any = made.get_submodule(container)
         for number in sorted(numbers, reverse=True):

@@ -13,10 +13,10 @@ from torch import nn
 from estfx.cutting.cut_modules import cut_weights, new_names, places_left, renamed
 from estfx.cutting.kept_parts import KeptParts
 from estfx.cutting.layer_parts import LayerPart, layer_parts
-from estfx.cutting.masked_whole import as_masked_whole, outputs_of, worst_difference
+from estfx.cutting.masked_whole import as_masked_whole, cached_outputs_of, outputs_of, worst_difference
 from estfx.errors import UnsupportedModelError
 from estfx.programs import Variant
-from estfx.tracing import Decoder
+from estfx.tracing import Decoder, default_inputs
 
 __all__ = ["CutTask"]
 
@@ -120,10 +120,34 @@ class CutTask:
         """What a cut gives for the example inputs."""
         return outputs_of(made, self.decoder.example_inputs)
 
-    def error(self, made: nn.Module) -> float:
-        """How far a cut's outputs are from those that are wanted; infinite if it does not run."""
+    @cached_property
+    def has_cache(self) -> bool:
+        """Whether the whole model computes the same with a KV cache as without."""
         try:
-            return worst_difference(self.want, self.outputs(made))
+            found = cached_outputs_of(self.model, self._inputs)
+            if found is None:
+                return False
+            want = outputs_of(self.model, self._inputs)[0]
+            return want.ndim == 3 and worst_difference([want[:, -1]], [found]) <= self.tolerance
+        except Exception:  # whatever the model's own code raises
+            return False
+
+    @property
+    def _inputs(self) -> Any:
+        given = self.decoder.example_inputs
+        return default_inputs(self.model) if given is None else given
+
+    def error(self, made: nn.Module) -> float:
+        """How far a cut's outputs are from those that are wanted, with a KV cache too; infinite if it does not run."""
+        try:
+            got = self.outputs(made)
+            error = worst_difference(self.want, got)
+            if self.has_cache and error <= self.tolerance:
+                cached = cached_outputs_of(made, self._inputs)
+                if cached is None:
+                    return float("inf")
+                error = max(error, worst_difference([self.want[0][:, -1]], [cached]))
+            return error
         except Exception:  # whatever the model's own code raises
             return float("inf")
 

@@ -13,7 +13,7 @@ from torch import nn
 from estfx.cutting_entry import ENTRY
 from estfx.tracing import OF_EVERY_MODULE
 
-__all__ = ["Edit", "Path", "applied", "apply_edits", "held_numbers", "held_values", "value_at"]
+__all__ = ["Edit", "Path", "applied", "apply_edits", "for_fewer_layers", "held_numbers", "held_values", "value_at"]
 
 Path = tuple[str | int, ...]  # from a module: submodules, attributes, keys of dictionaries
 DEPTH = 4  # objects within objects that are looked into
@@ -82,6 +82,20 @@ def held_numbers(root: nn.Module, leave_out: Sequence[nn.Module] = ()) -> Iterat
         if id(module) not in outside:
             steps = tuple(name.split(".")) if name else ()
             yield from _numbers_in(module, steps, DEPTH, set())
+
+
+def for_fewer_layers(value: Any, whole: int, left: Sequence[int]) -> Any | None:
+    """A list or a dictionary of something for each layer, or of positions of layers, as it is when some are left out.
+
+    None if it is neither. `whole`: how many layers there were; `left`: the positions of those that stay.
+    """
+    new = {old: number for number, old in enumerate(left)}
+    if isinstance(value, (list, tuple)):
+        if len(value) == whole:
+            return type(value)(value[i] for i in left)
+        positions = value and all(_is_number(x) and 0 <= x < whole for x in value) and len(set(value)) == len(value)
+        return type(value)(new[x] for x in value if x in new) if positions else None
+    return None
 
 
 def held_values(root: Any) -> Iterator[tuple[Path, Any]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from estfx.cutting.by_attributes import cut_by_attributes
 from estfx.cutting.by_configuration import cut_by_configuration
+from estfx.cutting.cut_summary import CutRecord
 from estfx.cutting.cut_task import CutTask
 from estfx.cutting.edits import Edit
 from estfx.cutting.kept_parts import Units, kept_parts
@@ -27,23 +27,9 @@ from estfx.tracing import LayerPatterns, trace
 from estfx.transformation import restore
 from estfx.waiting import tell, working
 
-__all__ = ["CutRecord", "cut", "cut_record"]
+__all__ = ["cut", "cut_record"]
 
 RECORD = "_estfx_cut"  # where a cut keeps its own
-
-
-@dataclass(frozen=True)
-class CutRecord:
-    """What `cut` did: which layers and units stay, and what the model's code had to be told of it."""
-
-    form: str  # "configuration": an ordinary checkpoint; "attributes": with a list of edits
-    layers: tuple[str, ...]  # that stay, by the names they had
-    dropped: tuple[str, ...]  # paths of modules
-    units: Mapping[str, Mapping[str, list[int]]]  # of the layers that stay; a role that is whole is left out
-    edits: tuple[Edit, ...]  # of the configuration, or of numbers in the model
-    tries: int  # candidates that were looked at
-    error: float  # of the cut's outputs against the masked whole, relative to the largest; -1 on the meta device
-    entry: Mapping[str, Any] | None = None  # by attributes: what is written with the weights
 
 
 def cut_record(model: nn.Module) -> CutRecord:
@@ -121,9 +107,9 @@ def _made(task: CutTask) -> tuple[nn.Module, CutRecord]:
         found = cut_by_configuration(task)
     if found is not None:
         made, candidate, error = found
-        return made, _record(task, "configuration", candidate.edits, candidate.tries, error)
+        return made, _record(task, made, "configuration", candidate.edits, candidate.tries, error)
     made, edits, tries, error = cut_by_attributes(task)
-    record = _record(task, "attributes", edits, tries, error)
+    record = _record(task, made, "attributes", edits, tries, error)
     config: Any = getattr(made, "config", None)
     if hasattr(type(config), "from_dict"):  # of transformers: it is written with the weights
         setattr(config, ENTRY, record.entry)
@@ -139,13 +125,32 @@ def _quietly() -> AbstractContextManager[None]:
     return quiet_transformers()
 
 
-def _record(task: CutTask, form: str, edits: Sequence[Edit], tries: int, error: float) -> CutRecord:
+def _record(task: CutTask, made: nn.Module, form: str, edits: Sequence[Edit], tries: int, error: float) -> CutRecord:
     kept = task.kept
     units = {name: {role: index.tolist() for role, index in roles.items()} for name, roles in kept.units.items()}
     entry = None
     if form == "attributes":
-        smaller = {name: x.shape for name, x in task.state.items() if x.shape != task.remaining[name].shape}
+        smaller = {
+            name: x.shape
+            for name, x in made.state_dict().items()
+            if name not in task.remaining or x.shape != task.remaining[name].shape
+        }
         left = {path: positions for path, (_, positions) in task.places.items()}
         before = vars(task.model).get(RECORD)
         entry = written(task.model, left, smaller, edits, before.entry if before else None)
-    return CutRecord(form, kept.layers, task.dropped, units, tuple(edits), tries, error, entry)
+    sizes = {
+        name: {role.name: role.axis.size for role in part.variant.roles.found} for name, part in task.parts.items()
+    }
+    parameters = tuple(sum(p.numel() for p in each.parameters()) for each in (task.model, made))
+    return CutRecord(
+        form=form,
+        layers=kept.layers,
+        dropped=task.dropped,
+        units=units,
+        sizes=sizes,
+        parameters=(parameters[0], parameters[1]),
+        edits=tuple(edits),
+        tries=tries,
+        error=error,
+        entry=entry,
+    )

@@ -16,7 +16,7 @@ from estfx.programs import Variant
 from estfx.scoring import LayerForward, layer_forwards
 from estfx.tracing import Decoder, call_arguments, flatten, open_dataclasses, without_cache
 
-__all__ = ["as_masked_whole", "leaves_of", "outputs_of", "worst_difference"]
+__all__ = ["as_masked_whole", "cached_outputs_of", "leaves_of", "outputs_of", "worst_difference"]
 
 
 @contextmanager
@@ -49,18 +49,41 @@ def _passed_over(variant: Variant) -> LayerForward:
 def outputs_of(model: nn.Module, example_inputs: object) -> list[torch.Tensor]:
     """All floating-point tensors that the model gives for the example inputs, in eval mode."""
     args, kwargs = call_arguments(model, example_inputs)
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            given = model(*args, **without_cache(model, kwargs))
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with _in_eval(model), torch.no_grad():
+        given = model(*args, **without_cache(model, kwargs))
     found = [x for x in leaves_of(given) if isinstance(x, torch.Tensor) and x.is_floating_point()]
     if not found:
         raise EstfxError(f"`{type(model).__name__}` gives no floating-point tensor to be compared.")
     return found
+
+
+def cached_outputs_of(model: nn.Module, example_inputs: object) -> torch.Tensor | None:
+    """The last logits for token ids `[batch, length]`, of which all but one came before, by the KV cache.
+
+    None for other inputs, and for a model that takes or returns no cache.
+    """
+    args, kwargs = call_arguments(model, example_inputs)
+    ids = kwargs.get("input_ids")
+    if args or set(kwargs) != {"input_ids"} or ids is None or ids.shape[1] < 2 or not hasattr(model, "generate"):
+        return None
+    with _in_eval(model), torch.no_grad():
+        first = model(input_ids=ids[:, :-1], use_cache=True)
+        cache = getattr(first, "past_key_values", None)
+        if cache is None:
+            return None
+        logits: torch.Tensor = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+        return logits
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
 
 
 def leaves_of(value: Any) -> list[Any]:

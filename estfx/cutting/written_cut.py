@@ -175,6 +175,7 @@ def _resize(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
         setattr(module, last, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
     else:
         module._buffers[last] = old.new_zeros(shape)
+        module._non_persistent_buffers_set.discard(last)  # the model's own code would make it for the whole
 
 
 def apply_to_model(model: nn.Module, edits: Sequence[Edit]) -> None:

@@ -18,7 +18,7 @@ from estfx.scoring.scores import Scores
 from estfx.tracing import ATTRIBUTE, Decoder, LayerPatterns, at_rest, call_arguments, flatten, trace, without_cache
 from estfx.waiting import tell, working
 
-__all__ = ["score"]
+__all__ = ["loss_of", "score"]
 
 By = Literal["magnitude", "gradient", "fisher", "activation"]
 LayersBy = Literal["influence", "loss"]

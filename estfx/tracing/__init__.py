@@ -4,7 +4,14 @@ In goes a decoder with example inputs; out comes a `Decoder`: its layers in the 
 """
 
 from estfx.tracing.call_signature import Signature, call_key, flatten, is_plain, signature_of
-from estfx.tracing.capture import call_arguments, run_quietly, sized_inputs, values_on_meta, without_cache
+from estfx.tracing.capture import (
+    call_arguments,
+    default_inputs,
+    run_quietly,
+    sized_inputs,
+    values_on_meta,
+    without_cache,
+)
 from estfx.tracing.decoder import ATTRIBUTE, Decoder, at_rest, trace
 from estfx.tracing.effects import OF_EVERY_MODULE, HeldState, Place, Surroundings, held_at, prefixes
 from estfx.tracing.exporting import TracedLayer, loops_over_experts, trace_call
@@ -41,6 +48,7 @@ __all__ = [
     "canonical",
     "changed_places",
     "changes",
+    "default_inputs",
     "flatten",
     "held_at",
     "is_plain",

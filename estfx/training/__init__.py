@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from estfx.training.learning_rate import DECAY as DECAY
     from estfx.training.model_argument import check_model as check_model
     from estfx.training.model_argument import holds_weights as holds_weights
+    from estfx.training.model_argument import names_factory as names_factory
     from estfx.training.model_argument import parse_options as parse_options
     from estfx.training.model_presets import small_options as small_options
     from estfx.training.model_spec import build_model as build_model
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from estfx.training.run_folder import default_folder as default_folder
     from estfx.training.run_folder import environment as environment
     from estfx.training.step_records import LEFT_OUT as LEFT_OUT
+    from estfx.training.text_data import Blocks as Blocks
     from estfx.training.text_data import Tokens as Tokens
     from estfx.training.text_data import held_out_of as held_out_of
     from estfx.training.text_data import is_held_out as is_held_out
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from estfx.training.training_run import train as train
 
 _MODULES = {
+    "Blocks": "estfx.training.text_data",
+    "names_factory": "estfx.training.model_argument",
     "DECAY": "estfx.training.learning_rate",
     "DataSettings": "estfx.training.train_config",
     "LEFT_OUT": "estfx.training.step_records",
@@ -76,6 +80,7 @@ __all__ = [
     "DECAY",
     "LEFT_OUT",
     "STANDARD_LIBRARY",
+    "Blocks",
     "DataSettings",
     "ModelSettings",
     "RunConfig",
@@ -97,6 +102,7 @@ __all__ = [
     "is_held_out",
     "merged_options",
     "model_types",
+    "names_factory",
     "parse_options",
     "print_summary",
     "small_options",

@@ -1,0 +1,106 @@
+"""`estfx cut`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from estfx.cli.commands.options import AsJson, ConfigValues, LayerNames, Model, check_file
+
+__all__ = ["cut"]
+
+By = Literal["magnitude", "gradient", "fisher", "activation"]
+LayersBy = Literal["influence", "loss"]
+
+
+def cut(
+    model: Model,
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep",
+            metavar="PART=SHARE,…",
+            help="What share of heads, neurons and layers stays: heads=0.75,neurons=0.5,layers=0.75.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="An empty or a new folder for the cut.")],
+    by: Annotated[By, typer.Option("--by", help="How units are scored; all but magnitude need --text.")] = "magnitude",
+    layers_by: Annotated[
+        LayersBy | None, typer.Option("--layers-by", help="How layers are scored, from --text. Default: influence.")
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            metavar="FILES",
+            help="Calibration text: a file, a pattern such as 'texts/**/*.txt', or a dataset. May be repeated.",
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="Where JSON lines, Parquet and datasets hold text.")] = "text",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", metavar="DIR", help="'bytes', or a folder. Default: MODEL, if it holds one."),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Blocks of calibration text.")] = 64,
+    seq_len: Annotated[
+        int | None, typer.Option("--seq-len", min=2, help="Tokens of a block. Default: 256, or all positions if fewer.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Blocks that are run at once.")] = 8,
+    round_to: Annotated[int, typer.Option("--round-to", min=1, help="Neurons are kept in multiples of this.")] = 1,
+    reform: Annotated[
+        bool, typer.Option("--reform", help="Refit closing weights to --text, so that they make up for what is gone.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draws the kept units by layer: a .png or .svg.")
+    ] = None,
+    config: ConfigValues = None,
+    layers: LayerNames = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the best part out of a model, as a smaller model of the same class.
+
+    estfx cut runs/llama/final --keep heads=0.75,neurons=0.5 --by activation --text 'texts/*.txt' --reform --out small
+
+    The folder is an ordinary checkpoint where a configuration says it all; else `import estfx` before from_pretrained.
+    """
+    from estfx.cli.cut_settings import CutSettings, shares_of
+    from estfx.settings import SettingsError
+    from estfx.training import check_model, holds_weights, parse_options
+    from estfx.waiting import working
+
+    shares = shares_of(keep)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingsError(f"--out {out} is there already; name a new or an empty folder.")
+    needs = [f"--by {by}"] * (by != "magnitude") + ["--reform"] * reform + ["--layers-by"] * (layers_by is not None)
+    needs += [f"--keep layers={shares['layers']}"] * (shares["layers"] < 1)
+    if needs and not text:
+        raise SettingsError(f"{' and '.join(needs)} needs calibration text: --text 'texts/*.txt', or standard-library.")
+    if plot is not None:
+        if plot.suffix not in (".png", ".svg"):
+            raise SettingsError(f"a plot is written as .png or .svg, not as {plot.suffix or plot.name!r}.")
+        check_file("--plot", plot)
+    check_model(model)
+    options = parse_options(config or ())
+    settings = CutSettings(
+        shares=shares,
+        by=by,
+        layers_by=layers_by,
+        text=tuple(text or ()),
+        column=column,
+        tokenizer=tokenizer,
+        samples=samples,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        round_to=round_to,
+        reform=reform,
+        layers=tuple(layers) if layers else None,
+    )
+    settings.check(model)
+    with working("loading transformers"):
+        from estfx.cli.cut_run import cut_as_set
+
+    done = cut_as_set(model, options, settings, out, weights=holds_weights(model))
+    if plot is not None:
+        done.plot(plot, title=model)
+    typer.echo(json.dumps(done.as_json(), indent=1) if as_json else str(done))
