@@ -12,6 +12,7 @@ from estfx.training.train_config import RunConfig
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTED = {
     "own_loop.py": "stage 3",
+    "cut.py": "an ordinary checkpoint; of its configuration: num_hidden_layers = 3",
     "trainer.py": "whole model's",
     "accelerate_loop.py": "step 14  stage 3",
     "lora.py": "merged into a LlamaForCausalLM",

@@ -52,7 +52,7 @@ def cut_weights(model: nn.Module, parts: Mapping[str, LayerPart]) -> dict[int, t
         id(tensor): f"{path}.{name}".lstrip(".")
         for path, module in model.named_modules()
         if not any(path == layer or path.startswith(f"{layer}.") for layer in layers)
-        for name, tensor in (*module.named_parameters(path, recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
     made: dict[int, tuple[str, torch.Tensor]] = {}
     for part in parts.values():

@@ -87,6 +87,7 @@ class CutRecord(Shown):
                 axes.set_ylim(len(names) - 0.5, -0.5)
                 axes.set_yticks(range(len(names)), names if axes is columns[0] else [""] * len(names), fontsize=7)
                 axes.tick_params(axis="y", length=0)
+                axes.xaxis.get_major_locator().set_params(integer=True)
                 axes.set_xlabel("unit")
             if title:
                 figure.suptitle(f"{title}: what stays (dark)", fontsize=10)

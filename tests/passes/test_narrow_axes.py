@@ -5,10 +5,11 @@ import pytest
 import torch
 from hand_written import HEADS, HIDDEN, NEURONS, GatedMlp, GroupedAttention, PreNorm, analysed, halved, stream
 from shallow_decoders import layer_graph
-from tiny_decoders import DECODERS
+from tiny_decoders import DECODERS, GROUPED, from_transformers
 from torch import nn
 from torch.nn import functional as F
 
+from estfx import trace
 from estfx.errors import VerifyError
 from estfx.graphs import tags
 from estfx.graphs.dimensions import Axis, Product
@@ -239,3 +240,17 @@ def test_sizes_are_computed_from_weights_that_were_narrowed_before(mixer: type[n
         products = [n for n in gm.graph.nodes if n.target is torch.ops.aten.linear.default]
         assert [sizes(arguments(n)["weight"]) for n in products[1:3]] == [(7, 7), (7, 7)]
         assert numbers_at_work(gm)["attention.fused.weight"] == 2 * 7 * 7
+
+
+def test_a_weight_with_a_size_that_a_side_input_leaves_open_is_taken_as_a_whole() -> None:
+    """Queries are turned by tables of any width: a head is of the table's size, and the weight's rows are fixed."""
+    model = from_transformers("ernie4_5", **GROUPED, head_dim=8)
+    variant = next(iter(trace(model).traced.values()))
+    gm = run_passes(variant.graph, analysis())
+    heads = next(role.axis for role in tags.get(gm, tags.Roles).found if role.name == "heads")
+    indices = tags.get(run_passes(clone(gm), [NarrowAxes({heads: 2})]), tags.Indices)
+    narrowed = {(path, dim) for path, dim, _ in indices.weights}
+    queries_and_keys = {(f"self_attn.{name}_proj.weight", 0) for name in "qkv"}
+    assert narrowed == {*queries_and_keys, ("self_attn.o_proj.weight", 1)}
+    axes = tags.get(gm, tags.Axes)
+    assert any(axis.dynamic for dims in axes.dims.values() for dim in dims for axis in dim.axes())

@@ -60,7 +60,7 @@ def cut(
 ) -> None:
     """Cut the best part out of a model, as a smaller model of the same class.
 
-    estfx cut runs/llama/final --keep heads=0.75,neurons=0.5 --by activation --text 'texts/*.txt' --reform --out small
+    estfx cut runs/llama/model --keep heads=0.75,neurons=0.5 --by activation --text 'texts/*.txt' --reform --out small
 
     The folder is an ordinary checkpoint where a configuration says it all; else `import estfx` before from_pretrained.
     """
