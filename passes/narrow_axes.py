@@ -128,8 +128,9 @@ class _Narrowing:
                 continue
             after = taken[-1] if taken else self.last_birth if node.op == "placeholder" else node
             with graph.inserting_after(after):
+                is_open = any(axis.dynamic for axis in dim.axes())
                 # a weight's own size is fixed, though it may be a product with what a side input leaves open
-                if not isinstance(tensor_of(node).shape[position], int):
+                if is_open and not isinstance(tensor_of(node).shape[position], int):
                     new = self._gather_inside(value, position, dim)
                 else:
                     new = [graph.call_function(take, (value, position, self._index(dim)))]

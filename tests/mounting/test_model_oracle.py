@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_decoders.decoder import Decoder as RandomDecoder
+from drawn_decoders.trials import form_of
 from hand_written import HIDDEN, Mlp
 from tiny_decoders import build, tokens
 from torch import nn
 
 import estfx
-from estfx.mounting.model_oracle import ROUNDING, SMALL, difference_from, kept, observed
+from estfx.mounting.model_oracle import observed
+from estfx.mounting.observations import ROUNDING, SMALL, difference_from, differs_in_last_bits, kept
 from estfx.programs import Variant
 from estfx.schedules import Schedule, Stage
 
@@ -54,6 +57,30 @@ def test_rounding_is_forgiven_only_where_it_is_known(size: int) -> None:
     (said,) = compared(value, far, exact=False)
     assert re.fullmatch(r"x of run 1 \(relative error( about)? \de-0\d\)", said)
     assert compared(value, value * 1.01, exact=False)
+
+
+def test_a_sum_in_another_order_is_told_from_other_numbers() -> None:
+    torch.manual_seed(0)
+    value = torch.randn(40, dtype=torch.float64)
+    other = value.clone()
+    other[3] = torch.nextafter(value[3], torch.tensor(9.0, dtype=torch.float64))
+    assert differs_in_last_bits([{"x": value, "y": 1}], [{"x": other, "y": 1}])
+    assert not differs_in_last_bits([{"x": value}], [{"x": value * (1 + 1e-14)}])
+    assert not differs_in_last_bits([{"x": value}], [{"x": value.float()}])
+    assert not differs_in_last_bits([{"x": value, "y": 1}], [{"x": other, "y": 2}])
+    assert not differs_in_last_bits([{"x": value}], [{}])
+    assert not differs_in_last_bits([{"x": torch.tensor(5)}], [{"x": torch.tensor(6)}])
+
+
+def test_a_model_that_rounds_otherwise_only_as_a_whole_is_transformed_and_the_report_says_so() -> None:
+    """Each layer alone gives the same bits; the gradient of a norm comes through the model in another layout."""
+    form = form_of(2082)
+    torch.manual_seed(2082)
+    model = RandomDecoder(form).double()
+    example = torch.randn(2, form.length, form.hidden, dtype=torch.float64)
+    model = estfx.transform(model, WHOLE, example_inputs=(example,), compile=False)
+    (note,) = model.report.notes
+    assert "the whole model adds some sums up in another order than the original does: the gradient of " in note
 
 
 def test_zeros_of_either_sign_are_equal_and_shapes_are_not() -> None:
