@@ -174,6 +174,9 @@ def main() -> None:
     parser.add_argument("types", nargs="*", help="default: all")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=int, default=240, help="limit for one type")
+    parser.add_argument(
+        "--go-on", action="store_true", help="of a sweep that was stopped: keep the types that were cut"
+    )
     options = parser.parse_args()
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -185,10 +188,12 @@ def main() -> None:
     torch.set_num_threads(1)
     examine("gpt2")  # so that what torch and transformers import when first used is there in every process
     types = options.types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    before = json.loads(RESULTS.read_text())["rows"] if options.go_on else []
+    known = {row["type"]: row for row in before if "form" in row.get("together", {})}
     rows: list[Row] = []
     command = " ".join(["python", "benchmarks/cut_architectures.py", *sys.argv[1:]])
     with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(lambda name: run_apart(name, options.seconds), types):
+        for row in pool.map(lambda name: known.get(name) or run_apart(name, options.seconds), types):
             rows.append(row)
             print(f"{row['type']:28s} {in_words(row)}", flush=True)
             if not options.types:

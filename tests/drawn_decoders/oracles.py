@@ -161,7 +161,8 @@ ABOUT = {  # what reports say of units of a role that stay whole
 
 
 def _refuse(verdict: Verdict, form: Form, path: str, role: str, notes: list[str]) -> None:
-    about = [note for note in notes if re.match(f"{ABOUT[role]}|the layer runs as it is", note)]
+    within = rf"`{re.escape(path)}` \(\w+\) runs as it is, always whole"  # the module that has the units
+    about = [note for note in notes if re.match(f"{ABOUT[role]}|the layer runs as it is|{within}", note)]
     if not about:
         verdict.wrong.append(f"{role} stay whole without a reason; notes: {notes}")
     elif may_stay_whole(form, path, role):
@@ -175,7 +176,9 @@ def may_stay_whole(form: Form, path: str, role: str) -> bool:
     if role == "skipping":
         return form.effect in ("attribute", "argument", "object", "weights")  # something is left for others to read
     if path.startswith("mlp"):
-        return form.mlp.across in (
+        # a norm over two axes of neurons, of which a part of one, scaled, is not what the whole is
+        coupled_halves = form.mlp.norm and form.mlp.across == "halves"
+        return coupled_halves or form.mlp.across in (
             "weighed",
             "rolled",
             "flipped",
