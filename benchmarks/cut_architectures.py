@@ -169,6 +169,64 @@ def in_words(row: Row) -> str:
     return f"together no: {(cut.get('refused') or cut.get('failed'))[:250]} | {alone}"
 
 
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def page(record: Row) -> str:
+    """The markdown page of a sweep."""
+    rows: list[Row] = record["rows"]
+    packages = record["environment"]["packages"]
+    ran = [row for row in rows if "failed" not in row]
+    cut = [row for row in ran if "form" in row["together"]]
+    forms = Counter(row["together"]["form"] for row in cut)
+    tries = sorted(row["together"]["tries"] for row in cut)
+    right = [row for row in cut if row["together"]["loaded"] == "equal"]
+    cached = Counter("equal" if row["together"]["cache"] == "equal" else "other" for row in cut)
+    lines = [
+        "# What can be cut out of each model type of transformers",
+        "",
+        f"{len(rows)} causal language model types of transformers {packages['transformers']}, with torch "
+        f"{packages['torch']}, as tiny random models. Of {len(ran)} that could be built and run, half the heads (or "
+        "channels), half the neurons and one layer were cut out at once, of whatever the type has of these. "
+        f"**{len(cut)} could be cut**: {forms['configuration']} by a configuration, {forms['attributes']} by numbers "
+        "that their code reads. Each cut was compared with the masked whole before it was returned. "
+        f"Saved and loaded, {len(right)} gave the same outputs to the bit. Twenty tokens that were written with a KV "
+        f"cache are those that are written without one for {cached['equal']}. The table has the others.",
+        "",
+        f"The search looked at {tries[len(tries) // 2] if tries else 0} candidates at the median, and at "
+        f"{tries[-1] if tries else 0} at most.",
+        "",
+        "*Left*: the share of the parameters in the cut. *Candidates*: models that were built, or runs of a layer, "
+        "until one was right. Where not all could be cut at once, the last column says what could be alone, and why. "
+        "Made by `python benchmarks/cut_architectures.py`. [How to cut](how-to/cut.md).",
+        "",
+        "| type | has | form | left | candidates | s | loaded again | with a cache | what could not be cut |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *map(line_of, rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def line_of(row: Row) -> str:
+    if "failed" in row:
+        return f"| {row['type']} | – | – | – | – | – | – | – | {in_a_cell(row['failed'])} |"
+    cut = row["together"]
+    cells = [row["type"], ", ".join(row["has"])]
+    if "form" in cut:
+        cells += [cut["form"], f"{cut['parameters']:.0%}", str(cut["tries"]), str(cut["seconds"])]
+        cells += [in_a_cell(cut["loaded"]), in_a_cell(cut["cache"]), ""]
+    else:
+        alone = [kind for kind, each in row.get("alone", {}).items() if "form" in each]
+        why = in_a_cell(cut.get("refused") or cut.get("failed") or "")
+        cells += ["no", "–", "–", str(cut["seconds"]), "–", "–", f"alone: {', '.join(alone) or 'nothing'}. {why}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def in_a_cell(text: str) -> str:
+    text = " ".join(text.replace("|", "\\|").split())
+    return text if len(text) <= 260 else text[:259] + "…"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="default: all")
@@ -177,7 +235,11 @@ def main() -> None:
     parser.add_argument(
         "--go-on", action="store_true", help="of a sweep that was stopped: keep the types that were cut"
     )
+    parser.add_argument("--page", action="store_true", help="write the page from the results that are there")
     options = parser.parse_args()
+    if options.page:
+        PAGE.write_text(page(json.loads(RESULTS.read_text())))
+        return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from estfx.training import environment
@@ -200,6 +262,8 @@ def main() -> None:
                 record = {"command": command, "environment": environment(), "rows": rows}
                 RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     print(Counter(row.get("together", {}).get("form", "not all at once") for row in rows))
+    if not options.types:
+        PAGE.write_text(page(json.loads(RESULTS.read_text())))
 
 
 if __name__ == "__main__":

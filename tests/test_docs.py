@@ -40,7 +40,7 @@ from estfx.training.model_argument import parse_options
 from estfx.training.train_config import RunConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md") if path.name != "architectures.md")
+PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md") if "architectures" not in path.name)
 
 PIECE = re.compile(
     r"^<!-- (?P<word>setup|run|output|not run)(?P<rest>.*?)-->$"
