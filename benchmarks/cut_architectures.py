@@ -232,9 +232,7 @@ def main() -> None:
     parser.add_argument("types", nargs="*", help="default: all")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=int, default=240, help="limit for one type")
-    parser.add_argument(
-        "--go-on", action="store_true", help="of a sweep that was stopped: keep the types that were cut"
-    )
+    parser.add_argument("--go-on", action="store_true", help="of a sweep that was stopped: go on behind its last type")
     parser.add_argument("--page", action="store_true", help="write the page from the results that are there")
     options = parser.parse_args()
     if options.page:
@@ -251,7 +249,7 @@ def main() -> None:
     examine("gpt2")  # so that what torch and transformers import when first used is there in every process
     types = options.types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     before = json.loads(RESULTS.read_text())["rows"] if options.go_on else []
-    known = {row["type"]: row for row in before if "form" in row.get("together", {})}
+    known = {row["type"]: row for row in before}
     rows: list[Row] = []
     command = " ".join(["python", "benchmarks/cut_architectures.py", *sys.argv[1:]])
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -21,7 +21,7 @@ from estfx.waiting import tell
 
 __all__ = ["cut_by_attributes"]
 
-TRIES_AROUND = 300  # of the whole model
+TRIES_AROUND, FEW = 150, 30  # of the whole model: for the likeliest way to count its layers, and for the others
 
 
 def cut_by_attributes(task: CutTask) -> tuple[nn.Module, tuple[Edit, ...], int, float]:
@@ -97,7 +97,7 @@ def _edits_around(task: CutTask, made: nn.Module) -> tuple[list[Edit], int]:
     tries = 0
     first: Found | None = None
     for way in _ways_to_count(task, made):
-        found = _around(task, made, way)
+        found = _around(task, made, way, TRIES_AROUND if first is None else FEW)
         tries += found.tries
         if found.edits is not None:
             return [*way, *found.edits], tries
@@ -119,7 +119,7 @@ def _edits_around(task: CutTask, made: nn.Module) -> tuple[list[Edit], int]:
     )
 
 
-def _around(task: CutTask, made: nn.Module, way: list[Edit]) -> Found:
+def _around(task: CutTask, made: nn.Module, way: list[Edit], tries: int) -> Found:
     copied = copy.deepcopy(made)
     apply_to_model(copied, way)
     return search_numbers(
@@ -128,7 +128,7 @@ def _around(task: CutTask, made: nn.Module, way: list[Edit]) -> Found:
         lambda got: worst_difference(task.want, got) <= task.tolerance and task.error(copied) <= task.tolerance,
         task.sizes,
         leave_out=[copied.get_submodule(task.path_in_cut(part)) for part in task.modules],
-        tries=TRIES_AROUND,
+        tries=tries,
     )
 
 
