@@ -83,8 +83,7 @@ def search_numbers(
     if ok:
         return Found((), number)
     level: list[tuple[tuple[Edit, ...], Run]] = [((), ran)]
-    seen: set[frozenset[Path]] = set()
-    tried_edits: set[frozenset[tuple[Path, str]]] = set()
+    seen: set[frozenset[tuple[Path, str]]] = set()
     for _ in range(DEPTH):
         following: list[tuple[tuple[Edit, ...], Run]] = []
         for edits, before in level:
@@ -95,9 +94,9 @@ def search_numbers(
                 for value in values_of(_value(root, path, start), sizes):
                     made = (*edits, Edit(path, value))
                     key = frozenset((edit.path, str(edit.value)) for edit in made)
-                    if key in tried_edits:
+                    if key in seen:
                         continue
-                    tried_edits.add(key)
+                    seen.add(key)
                     ok, ran = tried(made)
                     if ok:
                         return Found(made, number)
@@ -107,7 +106,6 @@ def search_numbers(
         # those that came farthest are followed; of equal ones, those of which the last edit was read last
         following.sort(key=lambda each: -each[1].operations)
         level = following[:WIDTH]
-        seen.update(frozenset(edit.path for edit in edits) for edits, _ in level)
         if not level:
             break
     return _nothing(number, best)

@@ -45,7 +45,7 @@ def cut_by_attributes(task: CutTask) -> tuple[nn.Module, tuple[Edit, ...], int, 
             tries += tried
         prefix = task.path_in_cut(part).split(".")
         edits += [edit.within(prefix) for edit in known[part.key]]
-    made = cut_model(task.model, task.parts, task.dropped)
+    made = cut_model(task.model, task.parts, task.weights, task.dropped)
     apply_edits(made, edits)
     tell("looking for the numbers that the model reads")
     around, tried = _edits_around(task, made)

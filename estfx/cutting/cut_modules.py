@@ -69,17 +69,14 @@ def cut_weights(model: nn.Module, parts: Mapping[str, LayerPart]) -> dict[int, t
                     f"as `{outside[id(old)]}`."
                 )
             made.setdefault(id(old), (part.name, new))
-
     return {key: new for key, (_, new) in made.items()}
 
 
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def cut_model(model: nn.Module, parts: Mapping[str, LayerPart], dropped: Collection[str]) -> nn.Module:
-    """A copy of the model with smaller weights and without the layers in `dropped`, paths of modules."""
-    memo: dict[int, Any] = dict(cut_weights(model, parts))
+def cut_model(
+    model: nn.Module, parts: Mapping[str, LayerPart], weights: Mapping[int, torch.Tensor], dropped: Collection[str]
+) -> nn.Module:
+    """A copy of the model with the weights of `cut_weights` and without the layers in `dropped`, paths of modules."""
+    memo: dict[int, Any] = dict(weights)
     placed = _places(model, dropped)
     for path in dropped:
         memo[id(model.get_submodule(path))] = nn.Identity()

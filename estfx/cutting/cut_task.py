@@ -86,10 +86,14 @@ class CutTask:
         return {renamed(n, self.names): tensor for n, tensor in state.items() if not (gone and n.startswith(gone))}
 
     @cached_property
+    def weights(self) -> dict[int, torch.Tensor]:
+        """What takes the place of each weight that changes, by the identity of that."""
+        return cut_weights(self.model, self.parts)
+
+    @cached_property
     def state(self) -> dict[str, torch.Tensor]:
         """The cut's weights by name; one tensor for those that are shared."""
-        new = cut_weights(self.model, self.parts)
-        return {name: new.get(id(tensor), tensor) for name, tensor in self.remaining.items()}
+        return {name: self.weights.get(id(tensor), tensor) for name, tensor in self.remaining.items()}
 
     @cached_property
     def sizes(self) -> frozenset[tuple[int, int]]:

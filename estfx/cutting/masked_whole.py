@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from estfx.cutting.layer_parts import LayerPart
 from estfx.errors import EstfxError
 from estfx.programs import Variant
-from estfx.scoring import LayerForward, layer_forwards
-from estfx.tracing import Decoder, call_arguments, flatten, open_dataclasses, without_cache
+from estfx.scoring import LayerForward, layer_forwards, passing
+from estfx.tracing import Decoder, call_arguments, in_mode, open_dataclasses, without_cache
 
 __all__ = ["as_masked_whole", "cached_outputs_of", "leaves_of", "outputs_of", "worst_difference"]
 
@@ -25,7 +25,7 @@ def as_masked_whole(
 ) -> Iterator[None]:
     """While it lasts, the layers compute with what is kept of them. For calls as those of the example inputs."""
     forwards = {
-        name: _passed_over(variants[info.program]) if name in dropped else _narrowed(parts[name])
+        name: passing(variants[info.program]) if name in dropped else _narrowed(parts[name])
         for name, info in decoder.infos.items()
     }
     with layer_forwards(decoder, forwards):
@@ -39,17 +39,10 @@ def _narrowed(part: LayerPart) -> LayerForward:
     return call
 
 
-def _passed_over(variant: Variant) -> LayerForward:
-    def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return variant.passed_over(flatten(args, kwargs)[0])
-
-    return call
-
-
 def outputs_of(model: nn.Module, example_inputs: object) -> list[torch.Tensor]:
     """All floating-point tensors that the model gives for the example inputs, in eval mode."""
     args, kwargs = call_arguments(model, example_inputs)
-    with _in_eval(model), torch.no_grad():
+    with in_mode(model, training=False), torch.no_grad():
         given = model(*args, **without_cache(model, kwargs))
     found = [x for x in leaves_of(given) if isinstance(x, torch.Tensor) and x.is_floating_point()]
     if not found:
@@ -66,24 +59,13 @@ def cached_outputs_of(model: nn.Module, example_inputs: object) -> torch.Tensor 
     ids = kwargs.get("input_ids")
     if args or set(kwargs) != {"input_ids"} or ids is None or ids.shape[1] < 2 or not hasattr(model, "generate"):
         return None
-    with _in_eval(model), torch.no_grad():
+    with in_mode(model, training=False), torch.no_grad():
         first = model(input_ids=ids[:, :-1], use_cache=True)
         cache = getattr(first, "past_key_values", None)
         if cache is None:
             return None
         logits: torch.Tensor = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
         return logits
-
-
-@contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 def leaves_of(value: Any) -> list[Any]:

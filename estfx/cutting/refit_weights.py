@@ -14,7 +14,7 @@ from estfx.cutting.make_cut import cut_record
 from estfx.errors import EstfxError
 from estfx.programs import analysed, resolve
 from estfx.scoring import closing_inputs
-from estfx.tracing import LayerPatterns, at_rest, trace
+from estfx.tracing import LayerPatterns, at_rest, in_mode, trace
 from estfx.waiting import tell, working
 
 __all__ = ["refitted", "reform"]
@@ -59,17 +59,12 @@ def reform(
         raise EstfxError("reform needs calibration text: pass batches, such as [{'input_ids': tokens}].")
     if not strength > 0:
         raise EstfxError(f"strength={strength}: it is a number above 0, such as {STRENGTH}.")
-    training = whole.training
-    with at_rest(whole):
-        whole.eval()
-        try:
-            decoder = trace(whole, given[0] if example_inputs is None else example_inputs, layers=named_layers)
-            variants = {name: analysed(traced, scales=False) for name, traced in decoder.traced.items()}
-            task = CutTask(decoder, variants, kept_parts(decoder, variants, record.units, record.layers))
-            tell("running the calibration text")
-            found = closing_inputs(decoder, variants, given)
-        finally:
-            whole.train(training)
+    with at_rest(whole), in_mode(whole, training=False):
+        decoder = trace(whole, given[0] if example_inputs is None else example_inputs, layers=named_layers)
+        variants = {name: analysed(traced, scales=False) for name, traced in decoder.traced.items()}
+        task = CutTask(decoder, variants, kept_parts(decoder, variants, record.units, record.layers))
+        tell("running the calibration text")
+        found = closing_inputs(decoder, variants, given)
     names = []
     for inputs in found:
         part = task.parts.get(inputs.layer)

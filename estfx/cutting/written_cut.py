@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from estfx.cutting.cut_modules import renamed
 from estfx.cutting.edits import Edit, apply_edits, value_at
 from estfx.errors import EstfxError
 
@@ -51,8 +52,6 @@ def written(
 
 def _after(first: Mapping[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Two cuts, one after the other, as one."""
-    from estfx.cutting.cut_modules import renamed
-
     names = [
         (f"{path}.{old}", f"{path}.{new}") for path, left in second["layers"].items() for new, old in enumerate(left)
     ]

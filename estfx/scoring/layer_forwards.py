@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from estfx.tracing import Decoder
+from estfx.programs import Variant
+from estfx.tracing import Decoder, flatten
 
-__all__ = ["LayerForward", "layer_forwards"]
+__all__ = ["LayerForward", "layer_forwards", "passing"]
 
 LayerForward = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]  # of a layer and its arguments
 
@@ -35,6 +36,11 @@ def layer_forwards(decoder: Decoder, forwards: Mapping[str, LayerForward]) -> It
             own.pop("forward")
             if forward is not None:
                 own["forward"] = forward
+
+
+def passing(variant: Variant) -> LayerForward:
+    """What a layer gives when it is passed over."""
+    return lambda module, args, kwargs: variant.passed_over(flatten(args, kwargs)[0])
 
 
 class _InTurn:

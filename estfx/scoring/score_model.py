@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,9 +12,19 @@ from estfx.errors import EstfxError
 from estfx.programs import Variant, analysed, resolve
 from estfx.runtime import Sums, unit_positions, unit_weights
 from estfx.scoring.closing_inputs import ClosingInputs, closing_inputs
-from estfx.scoring.layer_forwards import LayerForward, layer_forwards
+from estfx.scoring.layer_forwards import LayerForward, layer_forwards, passing
 from estfx.scoring.scores import Scores
-from estfx.tracing import ATTRIBUTE, Decoder, LayerPatterns, at_rest, call_arguments, flatten, trace, without_cache
+from estfx.tracing import (
+    ATTRIBUTE,
+    Decoder,
+    LayerPatterns,
+    at_rest,
+    call_arguments,
+    flatten,
+    in_mode,
+    trace,
+    without_cache,
+)
 from estfx.waiting import tell, working
 
 __all__ = ["loss_of", "score"]
@@ -71,7 +80,7 @@ def score(
     layers_by = layers_by or ("influence" if given else None)
     runtime = vars(model).get(ATTRIBUTE)
     named_layers = runtime.named if named_layers is None and runtime is not None else named_layers
-    with at_rest(model), _in_eval(model):
+    with at_rest(model), in_mode(model, training=False):
         decoder = trace(model, given[0] if given and example_inputs is None else example_inputs, layers=named_layers)
         variants = {name: analysed(traced, scales=False) for name, traced in decoder.traced.items()}
         tell(f"scoring units by {by}")
@@ -233,10 +242,6 @@ def _influence(
 def _loss_without(
     decoder: Decoder, variants: Mapping[str, Variant], names: Sequence[str], batches: Sequence[Any]
 ) -> dict[str, float]:
-    def passing(name: str) -> LayerForward:
-        variant = variants[decoder.infos[name].program]
-        return lambda module, args, kwargs: variant.passed_over(flatten(args, kwargs)[0])
-
     def mean_loss() -> float:
         with torch.no_grad():
             return sum(float(loss_of(decoder.model, batch)) for batch in batches) / len(batches)
@@ -245,23 +250,12 @@ def _loss_without(
     found = {}
     for number, name in enumerate(names, start=1):
         tell(f"skipping layer {number} of {len(names)}")
-        with layer_forwards(decoder, {name: passing(name)}):
+        with layer_forwards(decoder, {name: passing(variants[decoder.infos[name].program])}):
             found[name] = mean_loss() - whole
     return found
 
 
 # -- what goes in --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 def _tokens(batch: Any) -> int:

@@ -28,6 +28,7 @@ __all__ = [
     "call_arguments",
     "capture_layers",
     "default_inputs",
+    "in_mode",
     "run_quietly",
     "sized_inputs",
     "values_on_meta",
@@ -113,19 +114,28 @@ def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in training or in eval mode, and afterwards each module in its own again."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+@contextmanager
 def run_quietly(model: nn.Module) -> Iterator[None]:
     """Training mode, no gradients, and afterwards the same random state, training flags and tensors as before."""
-    flags = {module: module.training for module in model.modules()}
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     cuda = sorted(d.index or 0 for d in devices)
     with torch.random.fork_rng(devices=cuda), torch.no_grad(), held_tensors_as_before(model):
         try:
-            model.train()
-            yield
+            with in_mode(model, training=True):
+                yield
         finally:
-            for module, training in flags.items():
-                module.training = training
             for name, buffer in model.named_buffers():
                 if name in buffers and buffer.shape == buffers[name].shape:
                     buffer.copy_(buffers[name])
