@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -103,13 +102,13 @@ def _runs(dim: Dim, kept: Mapping[Axis, int]) -> Runs | None:
 
 def _scale(gm: GraphModule, node: Node, closing: tags.Closing, runs: Runs, activations: set[Node]) -> None:
     argument, position_of_sum = _scaled_argument(node, closing, activations)
-    name, _, item = re.fullmatch(r"(\w+)(\[(\d+)\])?", argument).groups()  # type: ignore[union-attr]
+    name, item = tags.operand_named(argument)
     operand: Any = arguments(node)[name]
-    operand = operand[int(item)] if item else operand
+    operand = operand if item is None else operand[item]
     with gm.graph.inserting_before(node):
         scaled = _scaled(gm, operand, position_of_sum, runs, node.meta.get("stack_trace"))
-    if item:
-        replaced = [scaled if i == int(item) else n for i, n in enumerate(arguments(node)[name])]
+    if item is not None:
+        replaced = [scaled if i == item else n for i, n in enumerate(arguments(node)[name])]
         node.args = tuple(replaced if isinstance(arg, (list, tuple)) else arg for arg in node.args)
     else:
         position = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == name)  # type: ignore[union-attr]

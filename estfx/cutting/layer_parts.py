@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -194,13 +193,13 @@ def _factors(name: str, variant: Variant, units: Mapping[Axis, np.ndarray]) -> d
 
 def _ancestors(node: Node, argument: str) -> Iterator[Node]:
     """What leads to a contraction by its other operands than that one, the nearest first."""
-    name, item = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", argument).groups()  # type: ignore[union-attr]
+    name, item = tags.operand_named(argument)
     todo: list[Node] = []
     for key, value in arguments(node).items():
         if key != name:
             todo.extend(nodes_within(value))
         elif item is not None:
-            todo.extend(each for i, each in enumerate(value) if i != int(item))
+            todo.extend(each for i, each in enumerate(value) if i != item)
     seen = set(todo)
     for each in todo:  # it grows meanwhile
         yield each

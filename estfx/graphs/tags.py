@@ -25,6 +25,7 @@ __all__ = [
     "SeparateHeads",
     "fraction_of",
     "get",
+    "operand_named",
     "put",
 ]
 
@@ -131,6 +132,12 @@ class Axes:
         if not all(c.to_stream for c in closings):
             return "a contraction that sums over it does not lead back into the residual stream"
         return ""
+
+
+def operand_named(argument: str) -> tuple[str, int | None]:
+    """An operand as a `Closing` names it, `input` or `tensors[1]`: the argument, and which of its items."""
+    name, bracket, item = argument.partition("[")
+    return name, int(item.removesuffix("]")) if bracket else None
 
 
 def fraction_of(role: str) -> str:

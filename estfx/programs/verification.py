@@ -252,13 +252,13 @@ class _Masked(torch.fx.Interpreter):
     def _closed(self, node: Node) -> Any:
         a = {name: torch.fx.map_arg(value, lambda n: self.env[n]) for name, value in arguments(node).items()}
         for closing in self.closings[node.name]:
-            name, item = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", closing.argument).groups()  # type: ignore[union-attr]
-            operand = a[name] if item is None else a[name][int(item)]
+            name, item = tags.operand_named(closing.argument)
+            operand = a[name] if item is None else a[name][item]
             masked = operand * _along(closing.position, operand, torch.from_numpy(self._mask(closing.dim)))
             if item is None:
                 a[name] = masked
             else:
-                a[name] = [masked if i == int(item) else t for i, t in enumerate(a[name])]
+                a[name] = [masked if i == item else t for i, t in enumerate(a[name])]
         return _call(node, a)
 
     def _coupled(self, node: Node) -> Any:

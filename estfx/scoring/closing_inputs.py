@@ -6,7 +6,6 @@ it, and which weights make up for it best, follows from the activations' Gram ma
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,8 +125,8 @@ class _Watch(Interpreter):
     def run_node(self, n: Node) -> Any:
         if n.name in self.closings:
             inputs, closing = self.closings[n.name]
-            name, item = re.fullmatch(r"(\w+?)(?:\[(\d+)\])?", closing.argument).groups()  # type: ignore[union-attr]
+            name, item = tags.operand_named(closing.argument)
             operand = arguments(n)[name]
-            operand = operand if item is None else operand[int(item)]
+            operand = operand if item is None else operand[item]
             inputs.add(self.env[operand], closing.position)
         return super().run_node(n)
