@@ -10,17 +10,24 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from tiny_decoders import build, tokens
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -109,9 +116,9 @@ def saved_and_loaded(model: Any, state: Any) -> float | None:
         return summed(AutoModelForCausalLM.from_pretrained(folder))
 
 
-def own_rows() -> Any:
+def own_rows(first: int = 0) -> Any:
     rank, number = rank_and_number()
-    for step in range(STEPS):
+    for step in range(first, STEPS):
         rows = tokens(batch=ROWS, seed=step).chunk(number)[rank]
         yield {"input_ids": rows, "labels": rows}
 
@@ -121,20 +128,44 @@ def alone() -> dict[str, Any]:
     return steps(model, model, adam(model), own_rows())
 
 
+def shared_folder(name: str) -> str:
+    """The same for all processes of a launch, and of this launch alone."""
+    return f"{tempfile.gettempdir()}/{name}-{os.environ['MASTER_PORT']}"
+
+
 def with_torch(way: str) -> dict[str, Any]:
     dist.init_process_group("gloo")
-    model = evolving()
-    outer: Any = model
-    if way == "torch-ddp":
-        outer = DistributedDataParallel(model, find_unused_parameters=True)
-    else:
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-    found = steps(model, outer, adam(model), own_rows())
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {**found, "loaded": saved_and_loaded(model, state)}
+    folder = shared_folder("state")
+
+    def prepared() -> Any:
+        model = evolving()
+        outer: Any = model
+        if way == "torch-ddp":
+            outer = DistributedDataParallel(model, find_unused_parameters=True)
+        else:
+            mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+            for layer in model.model.layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        optimizer = adam(model)
+        estfx.initialise_optimizer(optimizer)
+        return model, outer, optimizer
+
+    def state_of(outer: Any, optimizer: Any) -> dict[str, Any]:
+        return dict(zip(("model", "optimizer"), get_state_dict(outer, optimizer), strict=True))
+
+    model, outer, optimizer = prepared()
+    save = partial(
+        lambda outer, optimizer: dcp.save(state_of(outer, optimizer), checkpoint_id=folder), outer, optimizer
+    )
+    found = steps(model, outer, optimizer, own_rows(), save=save)
+    model, outer, optimizer = prepared()
+    state = state_of(outer, optimizer)
+    dcp.load(state, checkpoint_id=folder)
+    set_state_dict(outer, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    found["resumed"] = steps(model, outer, optimizer, own_rows(BREAK), first=BREAK)
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {**found, "loaded": saved_and_loaded(model, whole)}
 
 
 def with_accelerate(way: str) -> dict[str, Any]:
@@ -142,7 +173,7 @@ def with_accelerate(way: str) -> dict[str, Any]:
     if way == "accelerate-fsdp2":  # for accelerate 1.15 takes DDP on the CPU, whatever it is told
         PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # as its configuration says
-    folder = f"{tempfile.gettempdir()}/state-{os.environ['MASTER_PORT']}"
+    folder = shared_folder("state")
 
     def prepared() -> Any:
         model = evolving()
@@ -171,21 +202,33 @@ def with_fabric() -> dict[str, Any]:
     strategy = DDPStrategy(find_unused_parameters=True)
     fabric = Fabric(accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), strategy=strategy)
     fabric.launch()
-    model = fabric.setup(evolving())
-    optimizer = fabric.setup_optimizers(adam(model))
-    found: dict[str, Any] = {"losses": [], "stages": []}
-    for step, batch in enumerate(own_rows()):
-        model.set_step(step)  # through Fabric's wrapper
-        loss = model(**batch).loss
-        fabric.backward(loss)
-        fabric.clip_gradients(model, optimizer, max_norm=1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        found["losses"].append(joined(loss))
-        found["stages"].append(model.stage_index)
-    inner = model.module
-    loaded = saved_and_loaded(inner, inner.state_dict())
-    return {**found, "weights": summed(model), "kind": type(model._forward_module).__name__, "loaded": loaded}
+    file = f"{shared_folder('fabric')}.pth"
+
+    def prepared() -> Any:
+        model = fabric.setup(evolving())
+        return model, fabric.setup_optimizers(adam(model))
+
+    def trained(model: Any, optimizer: Any, first: int) -> dict[str, Any]:
+        losses, stages = [], []
+        for step, batch in enumerate(own_rows(first), first):
+            if step == BREAK > first:
+                fabric.save(file, {"model": model, "optimizer": optimizer})
+            model.set_step(step)  # through Fabric's wrapper
+            loss = model(**batch).loss
+            fabric.backward(loss)
+            fabric.clip_gradients(model, optimizer, max_norm=1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(joined(loss))
+            stages.append(model.stage_index)
+        kind = type(model._forward_module).__name__
+        return {"losses": losses, "stages": stages, "weights": summed(model), "kind": kind}
+
+    found = trained(*prepared(), first=0)
+    model, optimizer = prepared()
+    fabric.load(file, {"model": model, "optimizer": optimizer})
+    found["resumed"] = trained(model, optimizer, BREAK)
+    return {**found, "loaded": saved_and_loaded(model.module, model.module.state_dict())}
 
 
 def with_trainer() -> dict[str, Any]:
@@ -193,30 +236,38 @@ def with_trainer() -> dict[str, Any]:
 
     from estfx.integrations.transformers import EvolvingCallback
 
-    model = evolving()
+    number = os.environ.get("WORLD_SIZE", "1")
+    folder = shared_folder("trainer") if number != "1" else tempfile.mkdtemp()
     arguments = TrainingArguments(
-        output_dir=tempfile.gettempdir(),
+        output_dir=folder,
         max_steps=STEPS,
-        per_device_train_batch_size=ROWS // int(os.environ.get("WORLD_SIZE", "1")),
+        per_device_train_batch_size=ROWS // int(number),
         learning_rate=1e-2,
         lr_scheduler_type="constant",
         logging_steps=1,
-        save_strategy="no",
+        save_steps=BREAK,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=True,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=DATA, callbacks=[EvolvingCallback()])  # type: ignore[arg-type]  # a list will do as a dataset
-    trainer.train()
-    lines = [log for log in trainer.state.log_history if "loss" in log]
-    return {
-        "losses": [log["loss"] for log in lines],
-        "stages": [log["estfx/stage"] - 1 for log in lines],
-        "weights": summed(model),
-        "kind": type(trainer.model_wrapped).__name__,
-        "loaded": saved_and_loaded(model, model.state_dict()),
-    }
+
+    def trained(checkpoint: str | None = None) -> tuple[Any, dict[str, Any]]:
+        model = evolving()
+        trainer = Trainer(model=model, args=arguments, train_dataset=DATA, callbacks=[EvolvingCallback()])  # type: ignore[arg-type]  # a list will do as a dataset
+        trainer.train(resume_from_checkpoint=checkpoint)
+        lines = [log for log in trainer.state.log_history if "loss" in log]
+        return model, {
+            "losses": [log["loss"] for log in lines],
+            "stages": [log["estfx/stage"] - 1 for log in lines],
+            "weights": summed(model),
+            "kind": type(trainer.model_wrapped).__name__,
+        }
+
+    _, found = trained()
+    model, again = trained(f"{folder}/checkpoint-{BREAK}")
+    found["resumed"] = {**again, "losses": again["losses"][BREAK:]}  # what was logged before is kept
+    return {**found, "loaded": saved_and_loaded(model, model.state_dict())}
 
 
 def main(way: str, file: str) -> None:

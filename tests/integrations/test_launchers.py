@@ -74,9 +74,8 @@ def test_losses_are_those_of_one_process(way: str, tmp_path: Path) -> None:
     assert found["stages"] == want["stages"]
     assert largest_difference(found["losses"], want["losses"]) < 2e-6
     assert found["loaded"] == pytest.approx(found["weights"], rel=1e-12)  # the order of a sum
-    if again := found.get("resumed"):  # to the bit
-        assert again["losses"] == found["losses"][BREAK:]
-        assert again["weights"] == found["weights"]
+    assert found["resumed"]["losses"] == found["losses"][BREAK:]  # to the bit
+    assert found["resumed"]["weights"] == found["weights"]
 
 
 @pytest.mark.sweep(day=3, days=7)
