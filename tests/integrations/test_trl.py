@@ -231,8 +231,11 @@ class StopsAt(TrainerCallback):
         control.should_training_stop = state.global_step == 3
 
 
-def test_a_resumed_run_ends_with_the_same_weights_and_plain_transformers_loads_them(tmp_path: Path) -> None:
-    options = {**WAYS["padding-free"], "save_strategy": "steps", "save_steps": 3}
+@pytest.mark.sweep("way", days=2)
+@pytest.mark.parametrize("way", ["padding-free", "adapters"])
+def test_a_resumed_run_ends_with_the_same_weights_and_plain_transformers_loads_them(way: str, tmp_path: Path) -> None:
+    adapters = way == "adapters"
+    options = {**WAYS[way], "adapters": adapters, "save_strategy": "steps", "save_steps": 3}
     whole = trainer_of(evolving(), tmp_path / "whole", **options)
     whole.train()
     trainer_of(evolving(), tmp_path / "run", StopsAt(), **options).train()
@@ -241,7 +244,10 @@ def test_a_resumed_run_ends_with_the_same_weights_and_plain_transformers_loads_t
     assert losses(resumed) == losses(whole)
     for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / f"checkpoint-{STEPS}")
-    assert not isinstance(loaded, estfx.EvolvingModel)
+    folder = tmp_path / "run" / f"checkpoint-{STEPS}"
+    loaded = (
+        peft.PeftModel.from_pretrained(llama(), folder) if adapters else AutoModelForCausalLM.from_pretrained(folder)
+    )
+    assert not any(isinstance(module, estfx.EvolvingModel) for module in loaded.modules())
     for one, other in zip(loaded.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(one, other)
