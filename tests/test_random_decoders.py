@@ -12,11 +12,12 @@ from typing import Any
 from unittest import mock
 
 import hypothesis
+import pytest
 import torch
 import torch._dynamo
 from drawn_decoders.form import AttentionForm, Form, MlpForm, draw_form, form_of_json, json_of_form
 from drawn_decoders.oracles import examine
-from drawn_decoders.trials import form_of
+from drawn_decoders.trials import examined, form_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.fx import GraphModule
@@ -146,3 +147,12 @@ def test_a_factor_that_is_left_out_is_seen() -> None:
     assert examine(PLAIN, 1, open_sizes=False).wrong == []
     with mock.patch.object(ScaleContractions, "run", nothing):
         assert any("the stream differs" in what for what in examine(PLAIN, 1, open_sizes=False).wrong)
+
+
+@pytest.mark.parametrize("number", [3796, 4704])
+def test_what_nearly_cancels_out_is_no_fault(number: int) -> None:
+    """Heads are centred and then normed: of two, or of equal ones, there is left what rounding left."""
+    form = form_of(number)
+    assert form.attention.across == "centred"
+    assert form.attention.output_norm == "all heads"
+    assert examined(form, number).wrong == []

@@ -23,7 +23,7 @@ __all__ = ["differing_factor", "halved"]
 # what makes numbers that differ from unit to unit
 UNLIKE = ("arange", "linspace", "logspace", "eye", "rand", "normal", "bernoulli", "tril_indices", "triu_indices")
 Tensors = list[torch.Tensor]
-NUDGE = 1e-12  # relative, of the stream
+NUDGE = 1e-12  # relative, of each number given; thousands of times its rounding
 ILL = 1e-6  # what is changed more by such a nudge cannot be told from its rounding
 
 
@@ -71,10 +71,15 @@ def differing_factor(
     got = _of_branches(graphs[1], [*given[: len(inputs)], *indices, *given[len(inputs) :]])
     error = _difference(want, got, given[0])
     if error > NUDGE:  # a norm of what is zero but for rounding, say, gives anything
-        nudged = given[0] * (1 + NUDGE * direction(given[0]).sign())
-        if _difference(want, _of_branches(graphs[0], [nudged, *given[1:]]), given[0]) > ILL:
+        changed = _difference(want, _of_branches(graphs[0], [_nudged(value) for value in given]), given[0])
+        if changed > min(ILL, error):
             return 0.0
     return error
+
+
+def _nudged(value: torch.Tensor) -> torch.Tensor:
+    """Units that were alike are no more; else statistics over them would hide how they are rounded."""
+    return value * (1 + NUDGE * direction(value).sign()) if value.is_floating_point() else value
 
 
 def _difference(want: Tensors, got: Tensors, stream: torch.Tensor) -> float:

@@ -183,14 +183,20 @@ def may_stay_whole(form: Form, path: str, role: str) -> bool:
     if path.startswith("mlp"):
         # a norm over two axes of neurons, of which a part of one, scaled, is not what the whole is
         coupled_halves = form.mlp.norm and form.mlp.across == "halves"
-        return coupled_halves or form.mlp.across in (
-            "weighed",
-            "rolled",
-            "flipped",
-            "summed up",
-            "largest",
-            "permuted",
-            "with the stream",
+        two_orders = form.mlp.tied and form.mlp.across == "shuffled"  # of the rows of one weight
+        return (
+            coupled_halves
+            or two_orders
+            or form.mlp.across
+            in (
+                "weighed",
+                "rolled",
+                "flipped",
+                "summed up",
+                "largest",
+                "permuted",
+                "with the stream",
+            )
         )
     return form.effect == "weights" or form.attention.across in ("rolled", "talking", "first added")
 
