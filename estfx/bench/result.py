@@ -1,13 +1,15 @@
 """What a measurement found."""
 
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from estfx.bench.settings import BenchSettings
 from estfx.errors import EstfxError
+from estfx.settings import SettingsError
 
-__all__ = ["ArmResult", "BenchFailedError", "BenchResult", "Spread"]
+__all__ = ["ArmResult", "BenchFailedError", "BenchResult", "Spread", "mfu_measured"]
 
 
 class BenchFailedError(EstfxError):
@@ -59,3 +61,18 @@ class BenchResult(_Frozen):
     peak_flops: float  # per second
     peak_flops_source: str
     arms: list[ArmResult]
+
+
+def mfu_measured(path: Path) -> tuple[float, str]:
+    """The MFU of the compiled original in a file of `estfx bench --out`, and where it is from."""
+    try:
+        result = BenchResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValidationError:
+        raise SettingsError(f"{path} is not what `estfx bench --out` writes.") from None
+    original = next((arm for arm in result.arms if arm.flops_ratio == 1.0 and arm.mfu is not None), None)
+    if original is None or original.mfu is None:
+        raise SettingsError(f"{path} holds no MFU of the whole model.")
+    where = ", ".join(result.environment.get("accelerators") or ["CPU"])
+    return original.mfu, f"measured on {where} ({path.name})"

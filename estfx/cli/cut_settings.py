@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from estfx.settings import SettingsError
-from estfx.training import check_sources, holds_weights, names_factory
+from estfx.training import check_text, holds_weights, names_factory
 
 __all__ = ["CutSettings", "shares_of"]
 
@@ -50,7 +50,7 @@ class CutSettings:
 
     def check(self, model: str) -> None:
         """Raises SettingsError for what cannot go together, or is not there."""
-        check_sources(self.text)
+        check_text(self.text, column=self.column, tokenizer=self.tokenizer or "bytes", seq_len=self.seq_len)
         if self.text and names_factory(model):
             raise SettingsError(
                 "estfx cut cannot tell how a model of your own takes text. Cut it without --text, or in Python: "

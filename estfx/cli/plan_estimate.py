@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from estfx.bench import BenchResult
 from estfx.costs import Plan, hours, peak_of
 from estfx.schedules import Schedule
 from estfx.settings import SettingsError
@@ -25,7 +23,7 @@ from estfx.training import (
     tokens_of,
 )
 
-__all__ = ["ASSUMED_MFU", "Estimate", "estimated", "mfu_measured", "of_bytes", "run_settings"]
+__all__ = ["ASSUMED_MFU", "Estimate", "estimated", "of_bytes", "run_settings"]
 
 ASSUMED_MFU = 0.4  # of a well-tuned training run of a dense decoder on such GPUs
 
@@ -78,21 +76,6 @@ def estimated(
         cost=costs[0],
         cost_whole=costs[1],
     )
-
-
-def mfu_measured(path: Path) -> tuple[float, str]:
-    """The MFU of the compiled original in a file of `estfx bench --out`, and where it is from."""
-    try:
-        result = BenchResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValidationError:
-        raise SettingsError(f"{path} is not what `estfx bench --out` writes.") from None
-    original = next((arm for arm in result.arms if arm.flops_ratio == 1.0 and arm.mfu is not None), None)
-    if original is None or original.mfu is None:
-        raise SettingsError(f"{path} holds no MFU of the whole model.")
-    where = ", ".join(result.environment.get("accelerators") or ["CPU"])
-    return original.mfu, f"measured on {where} ({path.name})"
 
 
 def run_settings(name: str, options: Mapping[str, Any], model: nn.Module, plan: Plan, schedule: Schedule) -> RunConfig:

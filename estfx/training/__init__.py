@@ -12,7 +12,7 @@ from estfx.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from estfx.training.document_sources import STANDARD_LIBRARY as STANDARD_LIBRARY
-    from estfx.training.document_sources import check_sources as check_sources
+    from estfx.training.document_sources import check_text as check_text
     from estfx.training.document_sources import documents as documents
     from estfx.training.learning_rate import DECAY as DECAY
     from estfx.training.model_argument import check_model as check_model
@@ -60,7 +60,7 @@ _MODULES = {
     "TrainingFailedError": "estfx.training.train_recorder",
     "build_model": "estfx.training.model_spec",
     "check_model": "estfx.training.model_argument",
-    "check_sources": "estfx.training.document_sources",
+    "check_text": "estfx.training.document_sources",
     "default_folder": "estfx.training.run_folder",
     "documents": "estfx.training.document_sources",
     "environment": "estfx.training.run_folder",
@@ -92,7 +92,7 @@ __all__ = [
     "TrainingFailedError",
     "build_model",
     "check_model",
-    "check_sources",
+    "check_text",
     "default_folder",
     "documents",
     "environment",

@@ -11,10 +11,11 @@ from typing import Any
 
 from estfx.settings import SettingsError, parse_json
 
-__all__ = ["BYTES", "STANDARD_LIBRARY", "check_sources", "documents"]
+__all__ = ["BYTES", "STANDARD_LIBRARY", "check_text", "documents", "no_block"]
 
 BYTES = "bytes"  # as tokens
 STANDARD_LIBRARY = "standard-library"
+_WITH_ROWS = (".jsonl", ".ndjson", ".parquet")
 _NOT_OURS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
 
@@ -35,11 +36,30 @@ def documents(sources: Sequence[str], column: str) -> Iterator[bytes]:
         yield from (text for text in texts if text)
 
 
-def check_sources(sources: Sequence[str]) -> None:
-    """Raises SettingsError for files that are not there."""
+def check_text(sources: Sequence[str], *, column: str, tokenizer: str = BYTES, seq_len: int | None = None) -> None:
+    """Raises SettingsError for what can be seen to be wrong without reading all: no file, no column, no tokens."""
+    if tokenizer != BYTES and not Path(tokenizer).is_dir():
+        raise SettingsError(f"data.tokenizer must be `bytes` or a folder with a tokenizer; {tokenizer} is no folder.")
+    sizes: list[int | None] = []  # of plain files, in bytes
     for source in sources:
-        if not glob.glob(source, recursive=True) and _is_file_name(source):
+        paths = [Path(path) for path in glob.glob(source, recursive=True) if Path(path).is_file()]
+        if not paths and not Path(source).is_dir() and _is_file_name(source):
             raise SettingsError(_no_file(source))
+        for path in paths:
+            rows = path.suffix in _WITH_ROWS
+            if rows and path.suffix != ".parquet":
+                next(_of_json_lines(path, column), None)
+            sizes.append(None if rows else path.stat().st_size + 1)  # with its end
+        if not paths:
+            sizes.append(None)
+    known = [size for size in sizes if size is not None]
+    if seq_len is not None and tokenizer == BYTES and len(known) == len(sizes) and 0 < sum(known) < seq_len:
+        raise SettingsError(no_block(sum(known), seq_len))
+
+
+def no_block(tokens: int, seq_len: int) -> str:
+    """What is said of a text that is too short."""
+    return f"a text of {tokens} tokens holds no block of {seq_len}; use a smaller data.seq_len."
 
 
 def _is_file_name(source: str) -> bool:

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING
-
-from estfx.training.model_spec import known_options
+from estfx.training.model_spec import default_values, known_options
 
 __all__ = ["small_options"]
 
@@ -48,7 +46,7 @@ def small_options(model_type: str, *, vocab_size: int, seq_len: int, end_of_text
     }
     options |= {
         name: 0.0
-        for name, value in vars(CONFIG_MAPPING[model_type]()).items()
+        for name, value in default_values(model_type).items()
         if ("dropout" in name or "pdrop" in name) and isinstance(value, int | float) and not isinstance(value, bool)
     }
     return {name: value for name, value in options.items() if name in known}

@@ -16,19 +16,23 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from estfx.errors import EstfxError
-from estfx.settings import SettingsError, nearest
+from estfx.settings import SettingsError
 from estfx.training.model_argument import (
     factory_of,
     holds_weights,
     names_factory,
+    no_function,
     stored_type,
+    too_long,
     unknown_model,
+    unknown_option,
     unknown_type,
 )
 
 __all__ = [
     "BuiltModel",
     "build_model",
+    "default_values",
     "fitting_length",
     "known_options",
     "merged_options",
@@ -88,7 +92,7 @@ def fitting_length(model: nn.Module, seq_len: int | None, name: str, *, default:
     if not isinstance(longest, int) or longest <= 0:
         return default if seq_len is None else seq_len
     if seq_len is not None and longest < seq_len:
-        raise SettingsError(f"the model takes {longest} positions, but {name} is {seq_len}; make one fit the other.")
+        raise SettingsError(too_long(longest, name, seq_len))
     return min(default, longest) if seq_len is None else seq_len
 
 
@@ -101,7 +105,15 @@ def known_options(model_type: str) -> set[str]:
     """The names of the configuration values of a model type, aliases included."""
     config_class = CONFIG_MAPPING[model_type]
     names = {name for name in inspect.signature(config_class).parameters if name != "kwargs"}
-    return names | set(config_class.attribute_map) | {name for name in vars(config_class()) if name[0] != "_"}
+    return names | set(config_class.attribute_map) | {name for name in default_values(model_type) if name[0] != "_"}
+
+
+def default_values(model_type: str) -> Mapping[str, Any]:
+    """Those of a type's configuration; none where its own checks refuse them."""
+    try:
+        return vars(CONFIG_MAPPING[model_type]())
+    except Exception:  # whatever its own checks raise
+        return {}
 
 
 def merged_options(model_type: str, base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +136,7 @@ def _refuse_unknown(model_type: str, options: Mapping[str, Any]) -> None:
     known = known_options(model_type)
     for key in options:
         if key not in known:
-            raise SettingsError(f"{model_type!r} has no configuration value {key!r}; {nearest(key, known)}")
+            raise SettingsError(unknown_option(model_type, key, known))
 
 
 def _from_config(name: str, config: PreTrainedConfig) -> nn.Module:
@@ -170,7 +182,7 @@ def _from_factory(spec: str, options: dict[str, Any]) -> BuiltModel:
     factory = getattr(module, name, None)
     if not callable(factory):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise SettingsError(f"{file} has no function {name!r}; {nearest(name, functions)}")
+        raise SettingsError(no_function(file, name, functions))
     try:
         made = factory(**options)
     except EstfxError:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -38,8 +39,7 @@ class RunFolder:
         if writes and not resume and self._lines.exists():
             raise SettingsError(self._holds_a_run())
         nearest = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
-        if writes and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-            why = "may not be written to" if nearest.is_dir() else "is a file"
+        if writes and (why := _why_unwritable(nearest)):
             raise SettingsError(f"cannot write to the folder {self.path}: {nearest} {why}; choose another --out.")
 
     def begin(self) -> None:
@@ -183,3 +183,14 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:  # run from a bare checkout
         return None
+
+
+def _why_unwritable(folder: Path) -> str:
+    """What keeps folders from being made in one, or nothing; permissions alone do not tell, as of /proc."""
+    if not folder.is_dir():
+        return "is a file"
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".estfx-", dir=folder))
+    except OSError as error:
+        return f"may not be written to ({error.strerror})"
+    return ""

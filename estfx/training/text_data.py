@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from estfx.errors import EstfxError
 from estfx.settings import SettingsError
-from estfx.training.document_sources import BYTES
+from estfx.training.document_sources import BYTES, no_block
 
 __all__ = ["Blocks", "Corpus", "Tokens", "corpus_of", "held_out_of", "is_held_out", "tokens_of"]
 
@@ -75,7 +75,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     def __init__(self, tokens: NDArray[Any], seq_len: int, max_blocks: int | None = None) -> None:
         num_blocks = len(tokens) // seq_len
         if num_blocks == 0:
-            raise EstfxError(f"a text of {len(tokens)} tokens holds no block of {seq_len}; use a smaller data.seq_len.")
+            raise EstfxError(no_block(len(tokens), seq_len))
         if max_blocks is not None and max_blocks < num_blocks:
             num_blocks = max_blocks
         self._tokens_NT = tokens[: num_blocks * seq_len].reshape(num_blocks, seq_len)

@@ -12,6 +12,7 @@ from estfx.schedules import SCORES, Count, Fraction, PolicyName, Schedule, Share
 from estfx.settings import Settings, SettingsError, nearest
 from estfx.training.document_sources import BYTES, STANDARD_LIBRARY
 from estfx.training.model_argument import holds_weights, parse_options
+from estfx.training.transformers_source import optimizer_names, tracker_names
 
 __all__ = ["DataSettings", "ModelSettings", "RunConfig", "ScheduleSettings", "TrainSettings"]
 
@@ -75,21 +76,18 @@ class TrainSettings(Settings):
     @field_validator("optimizer")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        from transformers.training_args import OptimizerNames
-
-        known = [each.value for each in OptimizerNames]
-        if name not in known:
+        known = optimizer_names()  # none where transformers' source is of another form: then Trainer itself refuses
+        if known and name not in known:
             raise ValueError(f"unknown optimizer {name!r}; {nearest(name, known)}")
         return name
 
     @field_validator("report_to")
     @classmethod
     def _are_known(cls, names: Sequence[str]) -> Sequence[str]:
-        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
+        known = tracker_names()
         for name in names:
-            if name not in INTEGRATION_TO_CALLBACK:
-                raise ValueError(f"unknown tracker {name!r}; {nearest(name, INTEGRATION_TO_CALLBACK)}")
+            if known and name not in known:
+                raise ValueError(f"unknown tracker {name!r}; {nearest(name, known)}")
         return names
 
 

@@ -245,7 +245,7 @@ def _trackers(names: Sequence[str]) -> list[TrainerCallback]:
     for name in names:
         try:
             found.append(INTEGRATION_TO_CALLBACK[name]())
-        except (RuntimeError, ImportError) as error:
+        except (KeyError, RuntimeError, ImportError) as error:
             raise SettingsError(f"train.report_to: {name} cannot be used: {error}") from None
     return found
 

@@ -12,7 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from estfx.errors import EstfxError
 from estfx.settings import SettingsError
-from estfx.training.model_argument import check_model, registered_types
+from estfx.training.model_argument import check_model
+from estfx.training.transformers_source import registered_types
 
 WRONG = [
     ["inspect", "gtp2"],
@@ -72,8 +73,23 @@ def test_the_types_are_read_from_the_source_of_transformers() -> None:
 def test_without_the_source_a_type_is_left_to_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="did you mean 'gpt2'"):
         check_model("gtp2")
-    monkeypatch.setattr("estfx.training.model_argument.find_spec", lambda name: None)
-    check_model("gtp2")
+    monkeypatch.setattr("estfx.training.transformers_source._tree", lambda file: None)
+    check_model("gtp2", {"n_layers": 2}, length=("--seq-len", 10**9))
+    monkeypatch.undo()
+
+
+def test_a_factory_is_looked_for_before_its_file_is_run(tmp_path: Path) -> None:
+    file = tmp_path / "factory.py"
+    file.write_text("import torch\nfrom os import path as own\n\ndef made(): ...\n\nother = made\n")
+    for name in ("made", "other", "own"):
+        check_model(f"{file}:{name}")
+    with pytest.raises(SettingsError, match="has no function 'mad'; did you mean 'made'"):
+        check_model(f"{file}:mad")
+    file.write_text("import no_such_package\ndef made(): ...\n")
+    with pytest.raises(SettingsError, match="No module named 'no_such_package'"):
+        check_model(f"{file}:made")
+    file.write_text("import sys\nsys.path.insert(0, 'elsewhere')\nimport no_such_package\n")
+    check_model(f"{file}:made")  # which may be there, once the file runs
 
 
 def test_every_page_that_an_error_names_is_there() -> None:

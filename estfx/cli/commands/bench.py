@@ -28,13 +28,16 @@ def bench(
 
     if out is not None:
         check_file("--out", out)
-    check_model(model)
-    chosen = {"model": {"name": model, "config": parse_options(config or ())}, **parse_options(overrides or ())}
-    from estfx.bench import BenchSettings  # which imports torch
-    from estfx.bench import bench as measure
+    options = parse_options(config or ())
+    check_model(model, options)
+    chosen = {"model": {"name": model, "config": options}, **parse_options(overrides or ())}
+    from estfx.bench import BenchSettings
+
+    settings = BenchSettings.from_mapping(chosen)
+    from estfx.bench import bench as measure  # which imports torch
 
     progress = Console(stderr=True)
-    result = measure(BenchSettings.from_mapping(chosen), lambda line: progress.print(line, highlight=False))
+    result = measure(settings, lambda line: progress.print(line, highlight=False))
     if out is not None:
         out.write_text(result.model_dump_json(indent=2) + "\n")
     if as_json:

@@ -80,8 +80,8 @@ def cut(
         if plot.suffix not in (".png", ".svg"):
             raise SettingsError(f"a plot is written as .png or .svg, not as {plot.suffix or plot.name!r}.")
         check_file("--plot", plot)
-    check_model(model)
     options = parse_options(config or ())
+    check_model(model, options, length=("--seq-len", seq_len))
     settings = CutSettings(
         shares=shares,
         by=by,

@@ -55,8 +55,8 @@ def dump(
         raise SettingsError("give either --schedule or --preset.")
     if out is not None:
         check_file("--out", out)
-    check_model(model)
     options = parse_options(config or ())
+    check_model(model, options)
     stages = (
         Schedule.from_yaml(schedule)
         if schedule is not None

@@ -27,8 +27,8 @@ def inspect(
     from estfx.training import check_model, parse_options
     from estfx.waiting import working
 
-    check_model(model)
     options = parse_options(config or ())
+    check_model(model, options)
     with working("loading transformers"):
         from estfx.quiet import quiet_transformers
         from estfx.report import inspect as report_of

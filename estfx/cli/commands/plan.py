@@ -80,6 +80,7 @@ def plan(
     estfx plan llama --config num_hidden_layers=80 --config hidden_size=8192 --hardware h200 --num-devices 64
     """
     _refuse(target_saving, hardware, plot, out)
+    from estfx.bench import mfu_measured
     from estfx.errors import ScheduleError
     from estfx.schedules import Schedule, preset_schedule
     from estfx.settings import SettingsError
@@ -94,8 +95,8 @@ def plan(
         raise SettingsError(f"--mfu is a share above 0 and at most 1, such as 0.4; got {mfu:g}.")
     if schedule is not None and (preset is not None or keep is not None):
         raise SettingsError("give either a schedule's file, or --preset and --keep.")
-    check_model(model)
     options = parse_options(config or ())
+    check_model(model, options, length=("--seq-len", seq_len))
     stages = (
         Schedule.from_yaml(schedule)
         if schedule is not None
@@ -107,8 +108,9 @@ def plan(
     if schedule is None and preset is None:
         with suppress(ScheduleError):  # of fewer steps than stages
             compared.append(preset_schedule("est", total_steps or 150_000, keep))
+    measured = mfu_measured(bench) if bench is not None else None
     with working("loading transformers"):
-        from estfx.cli.plan_estimate import Estimate, estimated, mfu_measured, of_bytes, run_settings
+        from estfx.cli.plan_estimate import Estimate, estimated, of_bytes, run_settings
         from estfx.costs import little_left, plans, schedule_saving
         from estfx.quiet import quiet_transformers
         from estfx.training import build_model, fitting_length
@@ -134,7 +136,6 @@ def plan(
                 papers = planned.with_boundaries(schedule_saving(planned, compared[1], target_saving))
     estimate: Estimate | None = None
     if hardware is not None:
-        measured = mfu_measured(bench) if bench is not None else None
         estimate = estimated(found, hardware, num_devices, mfu, measured, price)
     if plot is not None:
         found.plot(plot, title=model)

@@ -38,9 +38,12 @@ def report(
 
     estfx report runs/est runs/dense runs/constant --out comparison.html
     """
-    from estfx.run_report import contents_of, read_runs, write_report
+    from estfx.run_report import read_runs
 
-    contents = contents_of(read_runs(runs))
+    found = read_runs(runs)
+    from estfx.run_report import contents_of, write_report  # which import torch
+
+    contents = contents_of(found)
     for line in (*contents.warnings, *contents.notes):
         typer.echo(f"note: {line}", err=True)
     written = None

@@ -40,7 +40,7 @@ def train(
     Runs under torchrun as it is: torchrun --nproc-per-node 2 -m estfx train …
     """
     from estfx.settings import SettingsError
-    from estfx.training import RunConfig, RunFolder, check_model, check_sources, default_folder
+    from estfx.training import RunConfig, RunFolder, check_model, check_text, default_folder
     from estfx.waiting import working
 
     if resume and out is None:
@@ -54,11 +54,13 @@ def train(
     run = None if resume and config is None else RunConfig.load(config, changes)
     folder = out if out is not None else default_folder((run or RunConfig()).model.name)
     # what can be refused at once is, before transformers is loaded, which takes seconds
-    RunFolder(folder, resume=resume, writes=int(os.environ.get("RANK", "0")) == 0)
-    if run is not None:
-        check_model(run.model.name)
-        check_sources(run.data.sources)
-        run.build_schedule()
+    opened = RunFolder(folder, resume=resume, writes=int(os.environ.get("RANK", "0")) == 0)
+    asked = run if run is not None else RunConfig.from_yaml(opened.config)
+    data = asked.data
+    small = {"max_position_embeddings": data.seq_len}  # if its configuration does not say
+    check_model(asked.model.name, asked.model.config, length=("data.seq_len", data.seq_len), under=small)
+    check_text(data.sources, column=data.column, tokenizer=data.tokenizer, seq_len=data.seq_len)
+    asked.build_schedule()
     with working("loading transformers"):
         from estfx.training import train as run_training
     summary = run_training(run, folder, Console(stderr=True), resume=resume, accept_changes=accept_changes)
