@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from estfx.schedules import selection_policy as selection_policy
     from estfx.scoring import Scores as Scores
     from estfx.scoring import score as score
+    from estfx.searching import SearchResult as SearchResult
+    from estfx.searching import search as search
     from estfx.tracing import Decoder as Decoder
     from estfx.tracing import trace as trace
     from estfx.transformation import restore as restore
@@ -71,6 +73,7 @@ _MODULES = {
     "Schedule": "estfx.schedules",
     "ScheduleError": "estfx.errors",
     "Scores": "estfx.scoring",
+    "SearchResult": "estfx.searching",
     "Stage": "estfx.schedules",
     "StagePlan": "estfx.costs",
     "Subnetwork": "estfx.schedules",
@@ -99,6 +102,7 @@ _MODULES = {
     "save_compiled": "estfx.programs",
     "schedule_for_saving": "estfx.costs",
     "score": "estfx.scoring",
+    "search": "estfx.searching",
     "selection_policy": "estfx.schedules",
     "trace": "estfx.tracing",
     "transform": "estfx.transformation",
@@ -117,6 +121,7 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "Scores",
+    "SearchResult",
     "Stage",
     "StagePlan",
     "Subnetwork",
@@ -145,6 +150,7 @@ __all__ = [
     "save_compiled",
     "schedule_for_saving",
     "score",
+    "search",
     "selection_policy",
     "trace",
     "transform",

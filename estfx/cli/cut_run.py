@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from estfx.cli.calibration import Calibration
 from estfx.cli.cut_settings import CutSettings
 from estfx.cutting import CutRecord, cut, cut_record, reform, save
 from estfx.quiet import quiet_transformers
@@ -18,7 +19,7 @@ from estfx.showing import Block, Shown
 from estfx.training import Blocks, build_model, documents, fitting_length, tokens_of
 from estfx.waiting import tell, working
 
-__all__ = ["DoneCut", "cut_as_set"]
+__all__ = ["DoneCut", "batches_of", "copy_tokenizer", "cut_as_set", "mean_loss"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def cut_as_set(model: str, options: Mapping[str, Any], settings: CutSettings, ou
     with working(f"building {model}"), quiet_transformers():
         built = build_model(model, options)
         whole = built.model.eval()
-        batches = _batches(model, whole, settings) if settings.text else []
+        batches = batches_of(model, whole, settings.calibration) if settings.calibration.text else []
         losses: dict[str, float] = {}
         if batches:
             tell("the loss of the whole model")
-            losses["whole"] = _mean_loss(whole, batches)
+            losses["whole"] = mean_loss(whole, batches)
         scores = score(
             whole,
             settings.by,  # type: ignore[arg-type]
@@ -79,47 +80,49 @@ def cut_as_set(model: str, options: Mapping[str, Any], settings: CutSettings, ou
         units, layers = scores.best(**settings.shares, round_to=settings.round_to)
         made = cut(whole, units, layers=layers, example_inputs=built.example_inputs, named_layers=settings.layers)
         if batches:
-            losses["cut"] = _mean_loss(made, batches)
+            losses["cut"] = mean_loss(made, batches)
         if settings.reform:
             reform(made, whole, batches, named_layers=settings.layers)
-            losses["refitted"] = _mean_loss(made, batches)
+            losses["refitted"] = mean_loss(made, batches)
         tell(f"writing {out}")
         save(made, out)
         if weights:
-            _copy_tokenizer(Path(model), out)
+            copy_tokenizer(Path(model), out)
     return DoneCut(cut_record(made), losses, out)
 
 
-def _batches(model: str, whole: Any, settings: CutSettings) -> list[dict[str, torch.Tensor]]:
+def batches_of(model: str, whole: Any, calibration: Calibration) -> list[dict[str, torch.Tensor]]:
+    """Blocks of the text, from the whole of it, as the model takes them."""
     tell("reading the calibration text")
-    tokens = tokens_of(settings.tokenizer_of(model))
+    tokens = tokens_of(calibration.tokenizer_of(model))
     vocabulary = whole.get_input_embeddings().num_embeddings
     if tokens.vocab_size > vocabulary:
         raise SettingsError(
             f"the text has {tokens.vocab_size} kinds of tokens, and the model knows {vocabulary}: give its own "
             "tokenizer, --tokenizer DIR."
         )
-    texts = list(documents(settings.text, settings.column))
+    texts = list(documents(calibration.text, calibration.column))
     if not texts:
-        raise SettingsError(f"--text {' '.join(settings.text)} holds no text.")
-    length = fitting_length(whole, settings.seq_len, "--seq-len", default=256)
+        raise SettingsError(f"--text {' '.join(calibration.text)} holds no text.")
+    length = fitting_length(whole, calibration.seq_len, "--seq-len", default=256)
     blocks = Blocks(tokens.of(texts), length)
-    step = max(1, len(blocks) // settings.samples)  # from the whole of the text
-    chosen = [blocks[i] for i in range(0, len(blocks), step)][: settings.samples]
+    step = max(1, len(blocks) // calibration.samples)  # from the whole of the text
+    chosen = [blocks[i] for i in range(0, len(blocks), step)][: calibration.samples]
     return [
-        {name: torch.stack([each[name] for each in chosen[i : i + settings.batch_size]]) for name in chosen[0]}
-        for i in range(0, len(chosen), settings.batch_size)
+        {name: torch.stack([each[name] for each in chosen[i : i + calibration.batch_size]]) for name in chosen[0]}
+        for i in range(0, len(chosen), calibration.batch_size)
     ]
 
 
-def _mean_loss(model: Any, batches: list[dict[str, torch.Tensor]]) -> float:
+def mean_loss(model: Any, batches: list[dict[str, torch.Tensor]]) -> float:
+    """In nats a token."""
     with torch.no_grad():
         return sum(float(loss_of(model, batch)) * len(batch["input_ids"]) for batch in batches) / sum(
             len(batch["input_ids"]) for batch in batches
         )
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path) -> None:
     """What a tokenizer is made of, so that the cut's folder can be used as the model's."""
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
     for name in (*names, "tokenizer.model", "added_tokens.json", "chat_template.jinja"):

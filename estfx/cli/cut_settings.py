@@ -1,17 +1,17 @@
-"""What `estfx cut` was asked for, checked before anything is loaded."""
+"""What `estfx cut` and `estfx search` were asked for, checked before anything is loaded."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
+from estfx.cli.calibration import Calibration
 from estfx.settings import SettingsError
-from estfx.training import check_text, holds_weights, names_factory
 
-__all__ = ["CutSettings", "shares_of"]
+__all__ = ["CutSettings", "SearchSettings", "limits_of", "shares_of"]
 
 PARTS = ("heads", "neurons", "layers")
+COSTS = ("parameters", "flops", "seconds")
 
 
 def shares_of(text: str) -> dict[str, float]:
@@ -31,6 +31,21 @@ def shares_of(text: str) -> dict[str, float]:
     return found
 
 
+def limits_of(text: str) -> dict[str, float]:
+    """Of each cost the share that is to be left at most, from `parameters=0.7,flops=0.8`."""
+    found = {}
+    for each in text.split(","):
+        cost, sign, number = (piece.strip() for piece in each.partition("="))
+        if cost not in COSTS or not sign:
+            raise SettingsError(
+                f"--target {text!r}: {each!r} names no cost. Write parameters=0.7, flops=0.7 or seconds=0.7."
+            )
+        if not re.fullmatch(r"\d*\.?\d+", number) or not 0 < float(number) < 1:
+            raise SettingsError(f"--target {text!r}: a share of the whole lies above 0 and below 1, not {number!r}.")
+        found[cost] = float(number)
+    return found
+
+
 @dataclass(frozen=True)
 class CutSettings:
     """The options of the command."""
@@ -38,33 +53,24 @@ class CutSettings:
     shares: dict[str, float]
     by: str
     layers_by: str | None
-    text: tuple[str, ...]
-    column: str
-    tokenizer: str | None
-    samples: int
-    seq_len: int | None
-    batch_size: int
+    calibration: Calibration
     round_to: int
     reform: bool
     layers: tuple[str, ...] | None
 
-    def check(self, model: str) -> None:
-        """Raises SettingsError for what cannot go together, or is not there."""
-        check_text(self.text, column=self.column, tokenizer=self.tokenizer or "bytes", seq_len=self.seq_len)
-        if self.text and names_factory(model):
-            raise SettingsError(
-                "estfx cut cannot tell how a model of your own takes text. Cut it without --text, or in Python: "
-                "estfx.score(model, by, batches), scores.best(…), estfx.cut(model, units, layers=…)."
-            )
-        if self.text and not holds_weights(model):
-            raise SettingsError(
-                f"{model} has random weights, of which text says nothing: name a folder with a trained model, or leave "
-                "out --text."
-            )
 
-    def tokenizer_of(self, model: str) -> str:
-        """That which was asked for, or the model's own, if its folder holds one; else bytes."""
-        if self.tokenizer is not None:
-            return self.tokenizer
-        own = any((Path(model) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-        return model if own else "bytes"
+@dataclass(frozen=True)
+class SearchSettings:
+    """The options of the command."""
+
+    limits: dict[str, float]
+    calibration: Calibration
+    population: int
+    kept: int
+    generations: int
+    levels: int
+    round_to: int
+    seed: int
+    compile: bool
+    reform: bool
+    layers: tuple[str, ...] | None

@@ -15,6 +15,7 @@ from estfx.cli.commands.inspect import inspect
 from estfx.cli.commands.models import models
 from estfx.cli.commands.plan import plan
 from estfx.cli.commands.report import report
+from estfx.cli.commands.search import search
 from estfx.cli.commands.train import train
 from estfx.errors import EstfxError
 
@@ -60,7 +61,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, models, inspect, plan, dump, bench, report, cut):
+for command in (train, models, inspect, plan, dump, bench, report, cut, search):
     app.command()(command)
 
 

@@ -64,6 +64,7 @@ def cut(
 
     The folder is an ordinary checkpoint where a configuration says it all; else `import estfx` before from_pretrained.
     """
+    from estfx.cli.calibration import Calibration
     from estfx.cli.cut_settings import CutSettings, shares_of
     from estfx.settings import SettingsError
     from estfx.training import check_model, holds_weights, parse_options
@@ -86,17 +87,12 @@ def cut(
         shares=shares,
         by=by,
         layers_by=layers_by,
-        text=tuple(text or ()),
-        column=column,
-        tokenizer=tokenizer,
-        samples=samples,
-        seq_len=seq_len,
-        batch_size=batch_size,
+        calibration=Calibration(tuple(text or ()), column, tokenizer, samples, seq_len, batch_size),
         round_to=round_to,
         reform=reform,
         layers=tuple(layers) if layers else None,
     )
-    settings.check(model)
+    settings.calibration.check(model, "cut")
     with working("loading transformers"):
         from estfx.cli.cut_run import cut_as_set
 
