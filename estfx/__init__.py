@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from estfx.cutting import save as save
     from estfx.dumping import dump as dump
     from estfx.dumping import load_graphs as load_graphs
+    from estfx.ensembles import Ensemble as Ensemble
+    from estfx.ensembles import calibration_error as calibration_error
+    from estfx.ensembles import children as children
     from estfx.errors import EstfxError as EstfxError
     from estfx.errors import ScheduleError as ScheduleError
     from estfx.errors import TraceError as TraceError
@@ -54,6 +57,9 @@ if TYPE_CHECKING:
     from estfx.scoring import score as score
     from estfx.searching import SearchResult as SearchResult
     from estfx.searching import search as search
+    from estfx.stitching import Palette as Palette
+    from estfx.stitching import Stitched as Stitched
+    from estfx.stitching import stitch as stitch
     from estfx.tracing import Decoder as Decoder
     from estfx.tracing import trace as trace
     from estfx.transformation import restore as restore
@@ -64,9 +70,11 @@ _MODULES = {
     "CutRecord": "estfx.cutting",
     "Decoder": "estfx.tracing",
     "Draw": "estfx.schedules",
+    "Ensemble": "estfx.ensembles",
     "EstfxError": "estfx.errors",
     "EvolvingModel": "estfx.evolving",
     "LayerReport": "estfx.report",
+    "Palette": "estfx.stitching",
     "Plan": "estfx.costs",
     "Report": "estfx.report",
     "Resize": "estfx.axes",
@@ -76,16 +84,20 @@ _MODULES = {
     "SearchResult": "estfx.searching",
     "Stage": "estfx.schedules",
     "StagePlan": "estfx.costs",
+    "Stitched": "estfx.stitching",
     "Subnetwork": "estfx.schedules",
     "TraceError": "estfx.errors",
     "UnsupportedModelError": "estfx.errors",
     "VerifyError": "estfx.errors",
     "Walk": "estfx.axes",
+    "calibration_error": "estfx.ensembles",
+    "children": "estfx.ensembles",
     "cut": "estfx.cutting",
     "cut_record": "estfx.cutting",
     "ddp_hook": "estfx.integrations",
     "draw_units": "estfx.schedules",
     "dump": "estfx.dumping",
+    "evolving_within": "estfx.evolving",
     "initialise_optimizer": "estfx.integrations",
     "inspect": "estfx.report",
     "kept_count": "estfx.schedules",
@@ -95,7 +107,6 @@ _MODULES = {
     "plan": "estfx.costs",
     "reform": "estfx.cutting",
     "resizer": "estfx.axes",
-    "evolving_within": "estfx.evolving",
     "restore": "estfx.transformation",
     "rule": "estfx.axes",
     "save": "estfx.cutting",
@@ -104,6 +115,7 @@ _MODULES = {
     "score": "estfx.scoring",
     "search": "estfx.searching",
     "selection_policy": "estfx.schedules",
+    "stitch": "estfx.stitching",
     "trace": "estfx.tracing",
     "transform": "estfx.transformation",
 }
@@ -112,9 +124,11 @@ __all__ = [
     "CutRecord",
     "Decoder",
     "Draw",
+    "Ensemble",
     "EstfxError",
     "EvolvingModel",
     "LayerReport",
+    "Palette",
     "Plan",
     "Report",
     "Resize",
@@ -124,11 +138,14 @@ __all__ = [
     "SearchResult",
     "Stage",
     "StagePlan",
+    "Stitched",
     "Subnetwork",
     "TraceError",
     "UnsupportedModelError",
     "VerifyError",
     "Walk",
+    "calibration_error",
+    "children",
     "cut",
     "cut_record",
     "ddp_hook",
@@ -152,6 +169,7 @@ __all__ = [
     "score",
     "search",
     "selection_policy",
+    "stitch",
     "trace",
     "transform",
 ]
