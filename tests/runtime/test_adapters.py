@@ -14,6 +14,7 @@ from torch import nn
 import estfx
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
+from estfx.tracing.effects import frozen
 from estfx.tracing.layer_structure import Snapshot, changed_places, changes
 
 SCHEDULE = Schedule(stages=[Stage(start=0, heads=0.6, neurons=0.5), Stage(start=10)])
@@ -336,3 +337,10 @@ def test_adapters_of_peft_are_traced_once_for_all_layers(caplog: pytest.LogCaptu
     anew = [record.getMessage() for record in caplog.records if " anew, since it was changed: " in record.getMessage()]
     assert len(model.report.layers) > 1
     assert len(anew) == 1
+
+
+def test_devices_and_dtypes_are_compared_by_what_they_are() -> None:
+    """Each adapter of PEFT holds a device of its own, which is the same one."""
+    assert frozen(torch.device("cpu")) == frozen(torch.device("cpu")) != frozen(torch.device("meta"))
+    assert frozen(torch.device("cpu")) is not None
+    assert frozen(torch.float32) != frozen(torch.float16)

@@ -157,3 +157,10 @@ def test_changes_of_candidates() -> None:
         assert all(crossed.units[name] in (half.units[name], other.units[name]) for name in "ab")
         assert Candidate.from_json(json.loads(json.dumps(other.to_json()))) == other
         half = space.mutated(half, Rates(0.0, 0.5, 0.0), draw)
+
+
+def test_the_only_layer_is_never_skipped() -> None:
+    space = Space({"a": {"neurons": [0.0, 1.0]}}, {"a": {"neurons": (1, 2)}}, {"a": 0.5})
+    draw = random.Random(0)
+    assert not any(space.mutated(space.uniform(1.0), Rates(0.0, 0.0, 1.0), draw).skipped for _ in range(5))
+    assert not space.smallest().skipped
