@@ -189,6 +189,17 @@ CASES: dict[str, str] = {
     "cut gpt2 --keep heads=0.5 --by activation --text nowhere.txt --out cut": "there is no file nowhere.txt",
     "cut gpt2 --keep heads=0.5 --by activation --text text.txt --out cut": "has random weights",
     "cut gpt2 --keep heads=0.5 --config n_layers=2 --out cut": "n_layer",
+    # searches
+    "search gpt2 --text text.txt --out found": "Missing option",
+    "search gpt2 --target half --text text.txt --out found": "names no cost",
+    "search gpt2 --target size=0.5 --text text.txt --out found": "names no cost",
+    "search gpt2 --target parameters=1 --text text.txt --out found": "above 0 and below 1",
+    "search gpt2 --target parameters=0.5 --text text.txt --out with_run": "is there already",
+    "search gpt2 --target parameters=0.5 --text text.txt --out found --resume": "holds no search",
+    "search gpt2 --target parameters=0.5 --text text.txt --out found": "has random weights",
+    "search gpt2 --target parameters=0.5 --text nowhere.txt --out found": "there is no file nowhere.txt",
+    "search gtp2 --target parameters=0.5 --text text.txt --out found": "did you mean 'gpt2'",
+    "search gpt2 --target parameters=0.5 --text text.txt --population 1 --out found": "--population",
     # the others
     "dump gpt2 --preset est --stage 9": "the schedule has the stages 1 to 3",
     "dump gpt2 --json --code": "exclude each other",

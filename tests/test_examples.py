@@ -13,6 +13,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTED = {
     "own_loop.py": "stage 3",
     "cut.py": "an ordinary checkpoint; of its configuration: num_hidden_layers = 3",
+    "search.py": "loaded again",
+    "ensemble.py": "they go on",
+    "stitched.py": "4 + 0",
     "trainer.py": "whole model's",
     "accelerate_loop.py": "step 14  stage 3",
     "lora.py": "merged into a LlamaForCausalLM",

@@ -31,7 +31,7 @@ def calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15
     counted = labels >= 0
     if not counted.any():
         raise EstfxError("no label is left: all are negative, which says that they do not count.")
-    confidence, guess = logits[counted].double().softmax(-1).max(-1)
+    confidence, guess = logits.detach()[counted].double().softmax(-1).max(-1)
     right = (guess == labels[counted]).double()
     number = (confidence * bins).long().clamp(max=bins - 1)
     total = torch.zeros(bins, dtype=torch.float64, device=logits.device)
