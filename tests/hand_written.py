@@ -16,6 +16,7 @@ from estfx.graphs.pipeline import Pass, run_passes
 from estfx.passes import analysis
 
 VOCABULARY, HIDDEN, HEADS, HEAD_DIM, NEURONS = 101, 40, 5, 8, 56
+EXPERTS, INNER = 6, 14
 
 
 class Attention(nn.Module):
@@ -198,3 +199,18 @@ def halved(gm: GraphModule) -> dict[Axis, int]:
 class Residual(Mlp):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD + super().forward(x_BTD)
+
+
+class SoftExperts(nn.Module):
+    """Every token goes through all experts, weighted by a router whose weights add up to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(HIDDEN, EXPERTS)
+        self.up = nn.Parameter(torch.randn(EXPERTS, HIDDEN, INNER) / HIDDEN**0.5)
+        self.down = nn.Parameter(torch.randn(EXPERTS, INNER, HIDDEN) / INNER**0.5)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        share = self.router(x_BTD).softmax(-1)
+        inner = F.gelu(torch.einsum("btd,edn->bten", x_BTD, self.up))
+        return x_BTD + torch.einsum("bten,end,bte->btd", inner, self.down, share)

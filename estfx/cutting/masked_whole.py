@@ -53,7 +53,8 @@ def outputs_of(model: nn.Module, example_inputs: object) -> list[torch.Tensor]:
 def cached_outputs_of(model: nn.Module, example_inputs: object) -> torch.Tensor | None:
     """The last logits for token ids `[batch, length]`, of which all but one came before, by the KV cache.
 
-    None for other inputs, and for a model that takes or returns no cache.
+    A model that returns no cache may hold another state of its own, which its `generate` knows how to use. None for
+    other inputs.
     """
     args, kwargs = call_arguments(model, example_inputs)
     ids = kwargs.get("input_ids")
@@ -63,9 +64,27 @@ def cached_outputs_of(model: nn.Module, example_inputs: object) -> torch.Tensor 
         first = model(input_ids=ids[:, :-1], use_cache=True)
         cache = getattr(first, "past_key_values", None)
         if cache is None:
-            return None
+            return _generated(model, ids)
         logits: torch.Tensor = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
         return logits
+
+
+def _generated(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The logits behind the last of the tokens, to which `generate` comes by itself."""
+    found = model.generate(
+        ids[:, :-1],
+        attention_mask=torch.ones_like(ids[:, :-1]),
+        prefix_allowed_tokens_fn=lambda row, _: [int(ids[row, -1])],
+        max_new_tokens=2,
+        min_new_tokens=2,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    last: torch.Tensor = found.logits[1]
+    return last
 
 
 def leaves_of(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from estfx.cutting import cut
 from estfx.errors import EstfxError
-from estfx.programs import analysed
+from estfx.programs import analysed, verify_kind
 from estfx.schedules import Subnetwork, kept_count
 from estfx.tracing import ATTRIBUTE, LayerPatterns, at_rest, in_mode, trace
 from estfx.waiting import tell, working
@@ -66,6 +66,10 @@ def children(
     with at_rest(model), in_mode(model, training=False):
         decoder = trace(model, example_inputs, layers=named_layers)
         variants = {name: analysed(traced) for name, traced in decoder.traced.items()}
+        calls = {info.program: info.call for info in decoder.infos.values()}
+        for name, variant in variants.items():
+            tell("verifying what was found")
+            verify_kind(variant, calls[name])  # which finds units that must not be scaled
         sizes = {
             name: {role.name: role.axis.size for role in variants[info.program].roles.found}
             for name, info in decoder.infos.items()

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -70,20 +69,10 @@ def verify_kind(variant: Variant, call: LayerCall) -> list[str]:
                 f"{role.name} ({role.axis.size}) stay whole: with all of them alike, a part gives something else "
                 f"than the whole (relative error {error:.1e}), as where the layer itself divides by what is kept"
             )
-    variant.roles = replace(variant.roles, found=_numbered(roles))
+    # the others keep their names, by which a model that is not verified, or is cut, knows them too
+    variant.roles = replace(variant.roles, found=tuple(roles))
     tags.put(variant.traced.graph, variant.roles)
     return notes
-
-
-def _numbered(roles: Sequence[tags.Role]) -> tuple[tags.Role, ...]:
-    """`neurons, neurons_2, …` without gaps, after some were taken out."""
-    counts: dict[str, int] = {}
-    named = []
-    for role in roles:
-        kind = re.sub(r"_\d+$", "", role.name)
-        counts[kind] = number = counts.get(kind, 0) + 1
-        named.append(replace(role, name=kind if number == 1 else f"{kind}_{number}"))
-    return tuple(named)
 
 
 # -- oracle 1 ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from estfx.graphs import Dim, arguments, clone, tags, without_dropout
 from estfx.programs import Variant, resolve
 from estfx.scoring.layer_forwards import LayerForward, layer_forwards
 from estfx.tracing import Decoder, call_arguments, flatten, without_cache
+from estfx.waiting import tell
 
 __all__ = ["ClosingInputs", "closing_inputs"]
 
@@ -72,7 +73,8 @@ def closing_inputs(
                 inputs.gram = torch.zeros(inputs.dim.size, inputs.dim.size, device=device)
         forwards = {name: _watching(variants[decoder.infos[name].program], made[name]) for name in group if made[name]}
         with layer_forwards(decoder, forwards), torch.no_grad():
-            for batch in given:
+            for number, batch in enumerate(given, start=1):
+                tell(f"scoring units by what goes into them: batch {number} of {len(given)}")
                 args, kwargs = call_arguments(decoder.model, batch)
                 decoder.model(*args, **without_cache(decoder.model, kwargs))
         found += [inputs for name in group for inputs, _ in made[name]]

@@ -103,7 +103,8 @@ def _units(
         return _summed(decoder, variants, {})
     gradients: dict[int, torch.Tensor] = {}
     squares: dict[str, dict[str, torch.Tensor]] = {}
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
+        tell(f"scoring units by {by}: batch {number} of {len(batches)}")
         own = _gradients(decoder.model, batch)
         if by == "gradient":
             for key, gradient in own.items():
@@ -233,7 +234,8 @@ def _influence(
         return watch
 
     with layer_forwards(decoder, {name: watching(name) for name in names}), torch.no_grad():
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
+            tell(f"scoring layers by influence: batch {number} of {len(batches)}")
             args, kwargs = call_arguments(decoder.model, batch)
             decoder.model(*args, **without_cache(decoder.model, kwargs))
     return {name: turned[name] / max(tokens[name], 1) for name in names}

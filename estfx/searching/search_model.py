@@ -146,7 +146,7 @@ def _checked(
     for kind, share in target.items():
         if not 0 < share < 1:
             raise EstfxError(f"target {kind}={share}: it is a share of the whole, above 0 and below 1.")
-    least = {"population": (population, 2), "kept": (kept, 1), "generations": (generations, 0), "levels": (levels, 1)}
+    least = {"population": (population, 1), "kept": (kept, 1), "generations": (generations, 0), "levels": (levels, 1)}
     for name, (number, smallest) in {**least, "round_to": (round_to, 1)}.items():
         if number < smallest:
             raise EstfxError(f"{name}={number}: it is {smallest} at least.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hand_written import HIDDEN, Chain, SoftExperts
 from masked_decoders import EverythingDouble, masked
 from tiny_decoders import DECODERS, build, tokens
 from torch import nn
@@ -186,3 +187,15 @@ def test_a_subnetwork_of_another_model_is_refused() -> None:
         estfx.cut(model, model.subnetwork, layers=["transformer.h.0"])
     with pytest.raises(estfx.UnsupportedModelError, match="nothing that estfx"):
         estfx.cut_record(model)
+
+
+def test_a_subnetwork_of_a_layer_with_a_role_that_stays_whole_is_cut_by_the_names_that_it_has() -> None:
+    """Soft experts are units that verification takes out; what comes after them keeps its name."""
+    torch.manual_seed(0)
+    model = Chain(SoftExperts(), SoftExperts()).double()
+    x = (torch.randn(2, 8, HIDDEN, dtype=torch.float64),)
+    schedule = Schedule(stages=[Stage(start=0, heads=0.5, neurons=0.5)])
+    evolving = estfx.transform(copy.deepcopy(model), schedule, example_inputs=x, compile=False).train()
+    evolving.set_step(0)
+    small = estfx.cut(evolving, evolving.subnetwork, example_inputs=x)
+    torch.testing.assert_close(small.train()(*x), evolving(*x), rtol=1e-10, atol=1e-12)

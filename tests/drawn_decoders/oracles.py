@@ -21,7 +21,7 @@ from estfx.programs import ROUNDS
 from estfx.schedules import Schedule, Stage
 from estfx.tracing.exporting import export_layer
 
-__all__ = ["Verdict", "examine"]
+__all__ = ["KEEPS", "TOLERANCE", "Verdict", "examine", "kept_of", "roles_of", "run"]
 
 ROUNDING = 1e-13  # relative to the largest value, where a whole graph is its layer but for the order of sums
 TOLERANCE = 1e-10  # of a part, relative to the largest value
@@ -92,13 +92,13 @@ def examine(form: Form, seed: int, *, verify: bool = False, open_sizes: bool = T
     except Exception as error:
         verdict.wrong.append(f"transform fails with {type(error).__name__}: {str(error).strip().splitlines()[0]}")
         return verdict
-    drawn = _drawn(verdict, original, model.report)
+    drawn = roles_of(verdict, original, model.report)
     for step in range(3):
         reference = copy.deepcopy(original)
         try:
             model.set_step(step)
             if step:
-                reference.kept = _kept(model.subnetwork, drawn)
+                reference.kept = kept_of(model.subnetwork, drawn)
             got, want = run(model, x), run(reference, x)
             if step:
                 _compare_part(verdict, f"step {step}", got, want, reference, x)
@@ -136,7 +136,7 @@ def _put_back(model: Any, original: Decoder) -> None:
 Drawn = dict[str, dict[str, tuple[str, str]]]  # by layer and role, the module and the key of the units
 
 
-def _drawn(verdict: Verdict, original: Decoder, report: estfx.Report) -> Drawn:
+def roles_of(verdict: Verdict, original: Decoder, report: estfx.Report) -> Drawn:
     """Which of the form's units the roles are; what is not found, or found and not there, goes to the verdict."""
     layers: dict[str, Any] = {layer.name: layer for layer in report.layers}
     found: Drawn = {}
@@ -211,7 +211,7 @@ def _general(text: str) -> str:
     return re.sub(r"\b\w*\d+\w*\b", "…", text)[:300]
 
 
-def _kept(subnetwork: estfx.Subnetwork, drawn: Drawn) -> dict[str, Kept | None]:
+def kept_of(subnetwork: estfx.Subnetwork, drawn: Drawn) -> dict[str, Kept | None]:
     kept: dict[str, Kept | None] = {}
     for name, roles in drawn.items():
         if not subnetwork.layers.get(name, True):

@@ -1,12 +1,26 @@
 """`estfx cut`."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from estfx.cli.commands.options import AsJson, ConfigValues, LayerNames, Model, check_file
+from estfx.cli.commands.options import (
+    AsJson,
+    BatchSize,
+    Column,
+    ConfigValues,
+    KeptPlot,
+    LayerNames,
+    Model,
+    NewFolder,
+    Reform,
+    RoundTo,
+    Samples,
+    SeqLen,
+    Tokenizer,
+    check_plot,
+)
 
 __all__ = ["cut"]
 
@@ -24,7 +38,7 @@ def cut(
             help="What share of heads, neurons and layers stays: heads=0.75,neurons=0.5,layers=0.75.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="An empty or a new folder for the cut.")],
+    out: NewFolder,
     by: Annotated[By, typer.Option("--by", help="How units are scored; all but magnitude need --text.")] = "magnitude",
     layers_by: Annotated[
         LayersBy | None, typer.Option("--layers-by", help="How layers are scored, from --text. Default: influence.")
@@ -37,23 +51,14 @@ def cut(
             help="Calibration text: a file, a pattern such as 'texts/**/*.txt', or a dataset. May be repeated.",
         ),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Where JSON lines, Parquet and datasets hold text.")] = "text",
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", metavar="DIR", help="'bytes', or a folder. Default: MODEL, if it holds one."),
-    ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Blocks of calibration text.")] = 64,
-    seq_len: Annotated[
-        int | None, typer.Option("--seq-len", min=2, help="Tokens of a block. Default: 256, or all positions if fewer.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Blocks that are run at once.")] = 8,
-    round_to: Annotated[int, typer.Option("--round-to", min=1, help="Neurons are kept in multiples of this.")] = 1,
-    reform: Annotated[
-        bool, typer.Option("--reform", help="Refit closing weights to --text, so that they make up for what is gone.")
-    ] = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draws the kept units by layer: a .png or .svg.")
-    ] = None,
+    column: Column = "text",
+    tokenizer: Tokenizer = None,
+    samples: Samples = 64,
+    seq_len: SeqLen = None,
+    batch_size: BatchSize = 8,
+    round_to: RoundTo = 1,
+    reform: Reform = False,
+    plot: KeptPlot = None,
     config: ConfigValues = None,
     layers: LayerNames = None,
     as_json: AsJson = False,
@@ -77,10 +82,7 @@ def cut(
     needs += [f"--keep layers={shares['layers']}"] * (shares["layers"] < 1)
     if needs and not text:
         raise SettingsError(f"{' and '.join(needs)} needs calibration text: --text 'texts/*.txt', or standard-library.")
-    if plot is not None:
-        if plot.suffix not in (".png", ".svg"):
-            raise SettingsError(f"a plot is written as .png or .svg, not as {plot.suffix or plot.name!r}.")
-        check_file("--plot", plot)
+    check_plot(plot)
     options = parse_options(config or ())
     check_model(model, options, length=("--seq-len", seq_len))
     settings = CutSettings(

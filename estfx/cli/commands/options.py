@@ -6,7 +6,24 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["WEIGHTLESS_ABOVE", "AsJson", "ConfigValues", "LayerNames", "Model", "check_file"]
+__all__ = [
+    "WEIGHTLESS_ABOVE",
+    "AsJson",
+    "BatchSize",
+    "Column",
+    "ConfigValues",
+    "KeptPlot",
+    "LayerNames",
+    "Model",
+    "NewFolder",
+    "Reform",
+    "RoundTo",
+    "Samples",
+    "SeqLen",
+    "Tokenizer",
+    "check_file",
+    "check_plot",
+]
 
 WEIGHTLESS_ABOVE = 500_000_000  # parameters; larger models are looked at without weights
 
@@ -30,6 +47,36 @@ LayerNames = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output, and nothing else there.")]
+
+# of calibration text, and of what is cut by it
+Column = Annotated[str, typer.Option("--column", help="Where JSON lines, Parquet and datasets hold text.")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="DIR", help="'bytes', or a folder. Default: MODEL, if it holds one."),
+]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Blocks of calibration text.")]
+SeqLen = Annotated[
+    int | None, typer.Option("--seq-len", min=2, help="Tokens of a block. Default: 256, or all positions if fewer.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Blocks that are run at once.")]
+RoundTo = Annotated[int, typer.Option("--round-to", min=1, help="Neurons are kept in multiples of this.")]
+Reform = Annotated[
+    bool, typer.Option("--reform", help="Refit closing weights to --text, so that they make up for what is gone.")
+]
+KeptPlot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draws the kept units by layer: a .png or .svg.")
+]
+NewFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="An empty or a new folder for the cut.")]
+
+
+def check_plot(path: Path | None) -> None:
+    """Raises SettingsError if a plot cannot be written there."""
+    from estfx.settings import SettingsError
+
+    if path is not None:
+        if path.suffix not in (".png", ".svg"):
+            raise SettingsError(f"a plot is written as .png or .svg, not as {path.suffix or path.name!r}.")
+        check_file("--plot", path)
 
 
 def check_file(option: str, path: Path) -> None:

@@ -1,12 +1,26 @@
 """`estfx search`."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from estfx.cli.commands.options import AsJson, ConfigValues, LayerNames, Model, check_file
+from estfx.cli.commands.options import (
+    AsJson,
+    BatchSize,
+    Column,
+    ConfigValues,
+    KeptPlot,
+    LayerNames,
+    Model,
+    NewFolder,
+    Reform,
+    RoundTo,
+    Samples,
+    SeqLen,
+    Tokenizer,
+    check_plot,
+)
 
 __all__ = ["search"]
 
@@ -29,31 +43,22 @@ def search(
             help="Calibration text: a file, a pattern such as 'texts/**/*.txt', or a dataset. May be repeated.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="An empty or a new folder for the cut.")],
+    out: NewFolder,
     population: Annotated[int, typer.Option("--population", min=2, help="Candidates of a generation.")] = 100,
     kept: Annotated[int, typer.Option("--kept", min=1, help="Parents of the next generation.")] = 10,
     generations: Annotated[int, typer.Option("--generations", min=0, help="After the first.")] = 50,
     levels: Annotated[int, typer.Option("--levels", min=1, help="Steps of a layer's numbers of units.")] = 8,
-    column: Annotated[str, typer.Option("--column", help="Where JSON lines, Parquet and datasets hold text.")] = "text",
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", metavar="DIR", help="'bytes', or a folder. Default: MODEL, if it holds one."),
-    ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Blocks of calibration text.")] = 16,
-    seq_len: Annotated[
-        int | None, typer.Option("--seq-len", min=2, help="Tokens of a block. Default: 256, or all positions if fewer.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Blocks that are run at once.")] = 8,
-    round_to: Annotated[int, typer.Option("--round-to", min=1, help="Neurons are kept in multiples of this.")] = 1,
+    column: Column = "text",
+    tokenizer: Tokenizer = None,
+    samples: Samples = 16,
+    seq_len: SeqLen = None,
+    batch_size: BatchSize = 8,
+    round_to: RoundTo = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")] = 0,
     compile_: Annotated[bool, typer.Option("--compile", help="Compile the programs, with torch.compile.")] = False,
-    reform: Annotated[
-        bool, typer.Option("--reform", help="Refit closing weights to --text, so that they make up for what is gone.")
-    ] = False,
+    reform: Reform = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draws the kept units by layer: a .png or .svg.")
-    ] = None,
+    plot: KeptPlot = None,
     config: ConfigValues = None,
     layers: LayerNames = None,
     as_json: AsJson = False,
@@ -77,10 +82,7 @@ def search(
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         again = " Go on with the search in it by --resume." * state.is_file()
         raise SettingsError(f"--out {out} is there already; name a new or an empty folder.{again}")
-    if plot is not None:
-        if plot.suffix not in (".png", ".svg"):
-            raise SettingsError(f"a plot is written as .png or .svg, not as {plot.suffix or plot.name!r}.")
-        check_file("--plot", plot)
+    check_plot(plot)
     options = parse_options(config or ())
     check_model(model, options, length=("--seq-len", seq_len))
     calibration = Calibration(tuple(text), column, tokenizer, samples, seq_len, batch_size)
