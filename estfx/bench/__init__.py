@@ -2,7 +2,6 @@
 
 In go `BenchSettings`; out comes a `BenchResult` with seconds, memory and FLOPs by stage.
 Its doors are loaded when they are first asked for, so that settings are checked before torch is imported.
-
 """
 
 from __future__ import annotations

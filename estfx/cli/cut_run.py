@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from estfx.cli.calibration import Calibration
+from estfx.cli.calibration_text import Calibration
 from estfx.cli.cut_settings import CutSettings
 from estfx.cutting import CutRecord, cut, cut_record, reform, save
 from estfx.quiet import quiet_transformers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from estfx.cli.calibration import Calibration
+from estfx.cli.calibration_text import Calibration
 from estfx.settings import SettingsError
 
 __all__ = ["CutSettings", "SearchSettings", "limits_of", "shares_of"]

@@ -2,7 +2,6 @@
 
 In go run folders; out comes one self-contained HTML page, or pictures.
 Its doors are loaded when they are first asked for, so that folders are looked at before torch is imported.
-
 """
 
 from __future__ import annotations

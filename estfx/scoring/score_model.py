@@ -27,7 +27,7 @@ from estfx.tracing import (
 )
 from estfx.waiting import tell, working
 
-__all__ = ["loss_of", "score"]
+__all__ = ["loss_gradients", "loss_of", "score"]
 
 By = Literal["magnitude", "gradient", "fisher", "activation"]
 LayersBy = Literal["influence", "loss"]
@@ -105,7 +105,7 @@ def _units(
     squares: dict[str, dict[str, torch.Tensor]] = {}
     for number, batch in enumerate(batches, start=1):
         tell(f"scoring units by {by}: batch {number} of {len(batches)}")
-        own = _gradients(decoder.model, batch)
+        own = loss_gradients(decoder.model, batch)
         if by == "gradient":
             for key, gradient in own.items():
                 gradients[key] = gradients[key] + gradient if key in gradients else gradient
@@ -142,7 +142,7 @@ def _summed(
 # -- by gradients --------------------------------------------------------------------------------------------------
 
 
-def _gradients(model: nn.Module, batch: Any) -> dict[int, torch.Tensor]:
+def loss_gradients(model: nn.Module, batch: Any) -> dict[int, torch.Tensor]:
     """The gradient of a batch's loss, by the identity of each parameter."""
     learnt = [p for p in model.parameters() if p.is_floating_point()]
     flags = [p.requires_grad for p in learnt]

@@ -98,13 +98,14 @@ def search(
         space = _space(sizes, scores, levels, round_to)
         evolution = Evolution(space, runs, settings)
         evolution.check()
-        seconds = _taken(evolution, state, _fingerprint(settings, space, given))
+        fingerprint = _fingerprint(settings, space, given) if state is not None else {}
+        seconds = _taken(evolution, state, fingerprint)
         whole = runs.loss(None)
         for each in evolution.run():
             tell(f"generation {each.generation} of {generations}, lowest loss {each.history[-1][1]:.4f}")
             if state is not None:
                 spent = seconds + time.perf_counter() - begun
-                _write(each, Path(state), _fingerprint(settings, space, given), spent)
+                _write(each, Path(state), fingerprint, spent)
             told(each.generation, each.history[-1][1])
     best = evolution.result()
     units = {

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from estfx.errors import EstfxError
-from estfx.scoring import loss_of
+from estfx.scoring import loss_gradients, loss_of
 from estfx.showing import RUNS, Block, Cells, Shown, counted, style, written
 from estfx.stitching.stitched import Stitched
 from estfx.tracing import call_arguments, in_mode, without_cache
@@ -59,7 +59,7 @@ class Palette(Shown):
                     with torch.no_grad(), FlopCounterMode(display=False) as counter:
                         stitched(*args, **without_cache(stitched.large, kwargs))
                     with torch.no_grad():
-                        losses = [float(_loss(stitched, batch)) for batch in given]
+                        losses = [float(loss_of(stitched, batch)) for batch in given]
                     layers = (before, depths[1] - passed)
                     rows.append(Row(number, layers, at_work, counter.get_total_flops(), sum(losses) / len(losses)))
         finally:
@@ -104,24 +104,7 @@ class Palette(Shown):
         return figure
 
 
-def _loss(stitched: Stitched, batch: Any) -> torch.Tensor:
-    """Of the model that is used, for a batch as the large model takes it."""
-    args, kwargs = call_arguments(stitched.large, batch)
-    if "labels" not in kwargs and "input_ids" in kwargs and hasattr(stitched.large, "loss_function"):
-        kwargs["labels"] = kwargs["input_ids"]
-    return loss_of(stitched, (args, kwargs) if args else kwargs)
-
-
 def _at_work(stitched: Stitched, batch: Any) -> int:
     """Parameters that a loss depends on."""
-    learnt = list({id(p): p for p in stitched.parameters() if p.is_floating_point()}.values())
-    flags = [p.requires_grad for p in learnt]
-    try:
-        for parameter in learnt:
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            found = torch.autograd.grad(_loss(stitched, batch), learnt, allow_unused=True)
-    finally:
-        for parameter, flag in zip(learnt, flags, strict=True):
-            parameter.requires_grad_(flag)
-    return sum(p.numel() for p, gradient in zip(learnt, found, strict=True) if gradient is not None)
+    found = loss_gradients(stitched, batch)
+    return sum(p.numel() for p in stitched.parameters() if id(p) in found)

@@ -82,6 +82,11 @@ class Stitched(nn.Module):
         return len(self.stitches) + 1
 
     @property
+    def loss_function(self) -> Any:
+        """Of the large model; a model of transformers has one, which says that labels are the tokens themselves."""
+        return self.large.loss_function
+
+    @property
     def used(self) -> int:
         """Which model of the palette runs."""
         return self._used

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from estfx.cli.commands.options import (
+    TEXT,
     AsJson,
     BatchSize,
     Column,
@@ -19,6 +20,7 @@ from estfx.cli.commands.options import (
     Samples,
     SeqLen,
     Tokenizer,
+    check_new_folder,
     check_plot,
 )
 
@@ -45,11 +47,7 @@ def cut(
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(
-            "--text",
-            metavar="FILES",
-            help="Calibration text: a file, a pattern such as 'texts/**/*.txt', or a dataset. May be repeated.",
-        ),
+        TEXT,
     ] = None,
     column: Column = "text",
     tokenizer: Tokenizer = None,
@@ -69,15 +67,14 @@ def cut(
 
     The folder is an ordinary checkpoint where a configuration says it all; else `import estfx` before from_pretrained.
     """
-    from estfx.cli.calibration import Calibration
+    from estfx.cli.calibration_text import Calibration
     from estfx.cli.cut_settings import CutSettings, shares_of
     from estfx.settings import SettingsError
     from estfx.training import check_model, holds_weights, parse_options
     from estfx.waiting import working
 
     shares = shares_of(keep)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"--out {out} is there already; name a new or an empty folder.")
+    check_new_folder(out)
     needs = [f"--by {by}"] * (by != "magnitude") + ["--reform"] * reform + ["--layers-by"] * (layers_by is not None)
     needs += [f"--keep layers={shares['layers']}"] * (shares["layers"] < 1)
     if needs and not text:

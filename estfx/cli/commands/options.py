@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "TEXT",
     "WEIGHTLESS_ABOVE",
     "AsJson",
     "BatchSize",
@@ -22,6 +23,7 @@ __all__ = [
     "SeqLen",
     "Tokenizer",
     "check_file",
+    "check_new_folder",
     "check_plot",
 ]
 
@@ -49,6 +51,11 @@ LayerNames = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output, and nothing else there.")]
 
 # of calibration text, and of what is cut by it
+TEXT = typer.Option(
+    "--text",
+    metavar="FILES",
+    help="Calibration text: a file, a pattern such as 'texts/**/*.txt', or a dataset. May be repeated.",
+)
 Column = Annotated[str, typer.Option("--column", help="Where JSON lines, Parquet and datasets hold text.")]
 Tokenizer = Annotated[
     str | None,
@@ -67,6 +74,14 @@ KeptPlot = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draws the kept units by layer: a .png or .svg.")
 ]
 NewFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="An empty or a new folder for the cut.")]
+
+
+def check_new_folder(path: Path, hint: str = "") -> None:
+    """Raises SettingsError for a folder that holds something, and for a file."""
+    from estfx.settings import SettingsError
+
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SettingsError(f"--out {path} is there already; name a new or an empty folder.{hint}")
 
 
 def check_plot(path: Path | None) -> None:

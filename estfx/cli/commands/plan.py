@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from estfx.cli.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, LayerNames, Model, check_file
+from estfx.cli.commands.options import WEIGHTLESS_ABOVE, AsJson, ConfigValues, LayerNames, Model, check_file, check_plot
 
 __all__ = ["plan"]
 
@@ -172,11 +172,9 @@ def _refuse(target_saving: float | None, hardware: str | None, plot: Path | None
         raise SettingsError(
             f"--target-saving is a share between 0 and 1, such as 0.25; got {target_saving:g}{percent}."
         )
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise SettingsError(f"a plot is written as .png or .svg, not as {plot.suffix or plot.name!r}.")
-    for option, path in (("--plot", plot), ("--out", out)):
-        if path is not None:
-            check_file(option, path)
+    check_plot(plot)
+    if out is not None:
+        check_file("--out", out)
     if hardware is not None:
         from estfx.costs import peak_of
 

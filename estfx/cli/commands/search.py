@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from estfx.cli.commands.options import (
+    TEXT,
     AsJson,
     BatchSize,
     Column,
@@ -19,6 +20,7 @@ from estfx.cli.commands.options import (
     Samples,
     SeqLen,
     Tokenizer,
+    check_new_folder,
     check_plot,
 )
 
@@ -37,11 +39,7 @@ def search(
     ],
     text: Annotated[
         list[str],
-        typer.Option(
-            "--text",
-            metavar="FILES",
-            help="Calibration text: a file, a pattern such as 'texts/**/*.txt', or a dataset. May be repeated.",
-        ),
+        TEXT,
     ],
     out: NewFolder,
     population: Annotated[int, typer.Option("--population", min=2, help="Candidates of a generation.")] = 100,
@@ -69,7 +67,7 @@ def search(
 
     After Ctrl-C the search goes on with --resume. DIR/search.json says where it was.
     """
-    from estfx.cli.calibration import Calibration
+    from estfx.cli.calibration_text import Calibration
     from estfx.cli.cut_settings import SearchSettings, limits_of
     from estfx.settings import SettingsError
     from estfx.training import check_model, holds_weights, parse_options
@@ -79,9 +77,8 @@ def search(
     state = out / "search.json"
     if resume and not state.is_file():
         raise SettingsError(f"--out {out} holds no search that could be gone on with: there is no {state.name} in it.")
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        again = " Go on with the search in it by --resume." * state.is_file()
-        raise SettingsError(f"--out {out} is there already; name a new or an empty folder.{again}")
+    if not resume:
+        check_new_folder(out, " Go on with the search in it by --resume." * state.is_file())
     check_plot(plot)
     options = parse_options(config or ())
     check_model(model, options, length=("--seq-len", seq_len))
