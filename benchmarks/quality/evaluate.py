@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from estfx.training import Tokens
 
-__all__ = ["TASKS", "Item", "block_losses", "items_of", "ranked"]
+__all__ = ["TASKS", "Item", "block_losses", "blocks_of", "items_of", "ranked"]
 
 CHOICES = 4
 ROWS = 16  # sequences that are run at once
@@ -26,7 +26,7 @@ def block_losses(model: Any, tokens_N: np.ndarray, seq_len: int, num_blocks: int
     The same blocks for every model: they depend on the stream alone.
     """
     available = len(tokens_N) // seq_len
-    chosen = np.unique(np.linspace(0, available - 1, min(num_blocks, available)).round().astype(np.int64))
+    chosen = blocks_of(len(tokens_N), seq_len, num_blocks)
     blocks_NT = tokens_N[: available * seq_len].reshape(available, seq_len)[chosen].astype(np.int64)
     losses: list[float] = []
     with torch.inference_mode():
@@ -36,6 +36,12 @@ def block_losses(model: Any, tokens_N: np.ndarray, seq_len: int, num_blocks: int
             each = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none")
             losses += each.view(len(tokens_BT), -1).mean(dim=1).tolist()
     return [round(loss, 6) for loss in losses]
+
+
+def blocks_of(num_tokens: int, seq_len: int, num_blocks: int) -> np.ndarray:
+    """The numbers of the blocks that are looked at."""
+    available = num_tokens // seq_len
+    return np.unique(np.linspace(0, available - 1, min(num_blocks, available)).round().astype(np.int64))
 
 
 @dataclass(frozen=True)

@@ -1,135 +1,42 @@
 """Makes every table and figure of the quality experiments from the stored results: docs/quality.md, its record
-`docs/quality-record.md`, and the pictures.
+`docs/quality-record.md`, the pictures, and the README's sentence.
 
     python benchmarks/quality/tables.py [--out docs/quality.md]
 
-Losses are in nats a token of held-out text, of the whole model, at the same positions for all arms. A difference is
-taken seed by seed and block by block; its interval holds the middle 95 % of 2,000 bootstrap samples, of seeds and of
-blocks. Where a run has a single seed, the interval is of blocks alone.
-
-What dense reaches in as many seconds as another arm takes is not trained: it lies between dense-short and dense, each
-with its learning rate decayed over its own steps, and is interpolated linearly in the logarithm of the steps. So is the
-number of steps after which dense reaches an arm's loss, from which follows what the arm saves at equal loss.
+Losses are in nats a token of held-out text, of the whole model, at the same positions for all arms. What may be claimed
+of them was decided before: claims.py. A page's source names a figure as `{{ above EXPERIMENT ARM }}`, and a claim as
+`{{ claim EXPERIMENT ARM }}`.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from behind import Results, lag_table, lags_over_time, losses_above, steps_needed
-from experiment import RESULTS, ROOT, Experiment, found
+from behind import Results, lag_table, lags_over_time
+from claims import Difference
+from compared import (
+    at_equal_seconds,
+    check_runs,
+    claims_of,
+    difference,
+    saved,
+    saved_at_equal_loss,
+    seconds,
+    stored,
+)
+from experiment import ROOT, Experiment, found
+from laws import prediction_table
 
-SAMPLES = 2000
-ORDER = ("base", "mini", "small", "medium", "tiny", "deep", "long", "ablations", "search", "bpe")
+ORDER = ("base", "mini", "small", "medium", "tiny", "deep", "long", "init", "steps", "ablations", "search", "bpe")
 # arms of the table of all sizes: those that train less than the whole for a while
+README = ("<!-- made by benchmarks/quality/tables.py -->", "<!-- until here -->")  # what it writes there lies between
 SMALLER = ("est", "constant", "grown", "stacked", "compound-at-once", "compound")
-
-
-def stored(name: str) -> Results:
-    """What there is of an experiment."""
-    found: Results = {}
-    for path in sorted((RESULTS / name).glob("*.json")):
-        result = json.loads(path.read_text())
-        found.setdefault(result["arm"], {})[result["seed"]] = result
-    return found
-
-
-def difference(one: dict[int, Any], other: dict[int, Any]) -> tuple[float, float, float, int] | None:
-    """Mean difference of losses, the ends of its interval, and how many seeds both have; None without any."""
-    seeds = sorted(one.keys() & other.keys())
-    if not seeds:
-        return None
-    each_SB = losses_above(one, other, seeds)
-    low, high = np.quantile(_means_of_samples(each_SB), (0.025, 0.975))
-    return float(each_SB.mean()), float(low), float(high), len(seeds)
-
-
-def at_equal_seconds(seeds: dict[int, Any], results: Results) -> dict[int, Any] | None:
-    """By seed, dense's losses in as many seconds as the arm's runs take; None if that is not known.
-
-    The arm's seconds are those of `seconds`, a median over its runs.
-    """
-    ratios = [ratio for ratio in map(seconds, seeds.values()) if ratio is not None]
-    dense, short = results.get("dense", {}), results.get("dense-short", {})
-    both = dense.keys() & short.keys()
-    if not ratios or not both:
-        return None
-    first = min(both)
-    share = short[first]["steps"] / dense[first]["steps"]
-    weight = math.log(float(np.median(ratios)) / share) / math.log(1 / share)  # 0 at dense-short, 1 at dense
-    if not 0 <= weight <= 1:
-        return None
-    return {
-        seed: {
-            "block_losses": (1 - weight) * np.array(short[seed]["block_losses"])
-            + weight * np.array(dense[seed]["block_losses"])
-        }
-        for seed in both
-    }
-
-
-def saved_at_equal_loss(seeds: dict[int, Any], results: Results) -> tuple[float, float, float] | None:
-    """What an arm saves of the FLOPs with which dense reaches the arm's loss, and the ends of its interval.
-
-    None unless dense and dense-short are known for one of the arm's seeds, with dense the better of the two.
-    """
-    dense, short = results.get("dense", {}), results.get("dense-short", {})
-    same = sorted(seeds.keys() & dense.keys() & short.keys())
-    if not same:
-        return None
-    first = same[0]
-    spent = seeds[first]["whole_steps"]["model"] / dense[first]["whole_steps"]["model"]
-    share = short[first]["steps"] / dense[first]["steps"]
-    lost_SB, lost_by_short_SB = (losses_above(arm, dense, same) for arm in (seeds, short))
-
-    def saving(lost: float, lost_by_short: float) -> float:
-        return float(1 - spent / steps_needed(lost, lost_by_short, share))
-
-    if lost_by_short_SB.mean() <= 0:
-        return None
-    samples = list(map(saving, _means_of_samples(lost_SB), _means_of_samples(lost_by_short_SB)))
-    low, high = np.quantile(samples, (0.025, 0.975))
-    return saving(lost_SB.mean(), lost_by_short_SB.mean()), float(low), float(high)
-
-
-def _means_of_samples(each_SB: np.ndarray) -> np.ndarray:
-    """The mean of each sample of seeds and of blocks."""
-    seeds_NS, blocks_NB = _samples(each_SB.shape)
-    means: np.ndarray = ((seeds_NS @ each_SB) * blocks_NB).sum(1) / each_SB.size
-    return means
-
-
-@functools.cache
-def _samples(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed, and each block, is in each of the samples, drawn with replacement."""
-    rng = np.random.default_rng(0)
-    counts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for _ in range(SAMPLES):
-        for size, of_each in zip(shape, counts, strict=True):
-            of_each.append(np.bincount(rng.integers(size, size=size), minlength=size).astype(float))
-    return np.stack(counts[0]), np.stack(counts[1])
-
-
-def saved(result: dict[str, Any], dense: dict[str, Any], part: str) -> float:
-    """The share of the dense run's FLOPs that a run did not spend, in the layers or in the model."""
-    return float(1 - result["whole_steps"][part] / dense["whole_steps"][part])
-
-
-def seconds(result: dict[str, Any]) -> float | None:
-    """Seconds of the run's steps over those of as many whole ones, by its own medians; None without a whole stage."""
-    stages = result["stages"]
-    whole = [s["seconds_per_step"] for s in stages if s["flops_of_whole_model"] == 1.0]
-    if not whole or any(s["seconds_per_step"] is None for s in stages):
-        return None
-    spent = sum(s["seconds_per_step"] * (s["stop"] - s["start"]) for s in stages)
-    return float(spent / (whole[0] * stages[-1]["stop"]))
 
 
 def table(experiment: Experiment, results: Results, against: Sequence[str]) -> Iterator[str]:
@@ -167,8 +74,11 @@ def table(experiment: Experiment, results: Results, against: Sequence[str]) -> I
         yield f"| {' | '.join(cells)} |"
 
 
-def _interval(found: tuple[float, float, float, int] | None) -> str:
-    return "" if found is None else f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]"
+def _interval(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    low, high = found.interval()
+    return f"{found.mean:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else " (1 seed)")
 
 
 def _seconds_saved(seeds: dict[int, Any]) -> str:
@@ -180,26 +90,40 @@ def _seconds_saved(seeds: dict[int, Any]) -> str:
 def _saving(found: tuple[float, float, float] | None) -> str:
     if found is None:
         return ""
-    return "none" if found[0] < 0 else f"{found[0]:.1%} [{found[1]:.1%}, {found[2]:.1%}]"
+    mean, low, high = found
+    if mean < 0:
+        return "none"
+    return f"{mean:.1%}" + (f" [{low:.1%}, {high:.1%}]" if math.isfinite(low) else " (1 seed)")
 
 
 def brief(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
-    """One line for every experiment: what the schedules that were tried most lose against dense."""
+    """One line for every experiment: what the schedules that were tried most lose against dense, and what holds."""
     shown = {"dense-short": "dense for as many FLOPs", "est": "EST", "compound": "compound"}
-    yield f"| model | tokens a parameter | {' | '.join(shown.values())} |"
-    yield f"|---|---|{'---|' * len(shown)}"
+    yield f"| model | tokens a parameter | {' | '.join(shown.values())} | EST is no worse than dense | compound is |"
+    yield f"|---|---|{'---|' * (len(shown) + 2)}"
     for experiment, results in experiments:
         one = next(iter(results["dense"].values()))
-        cells = [_with_seeds(difference(results.get(name, {}), results["dense"])) for name in shown]
+        cells = [above(results, name) for name in shown]
+        words = [claim(results, name) for name in ("est", "compound")]
         if any(cells[1:]):
-            yield f"| {experiment.title} | {one['tokens'] / one['parameters']:.0f} | {' | '.join(cells)} |"
+            cells = [experiment.title, f"{one['tokens'] / one['parameters']:.0f}", *cells, *words]
+            yield f"| {' | '.join(cells)} |"
 
 
-def _with_seeds(against: tuple[float, float, float, int] | None) -> str:
-    if against is None:
+def above(results: Results, arm: str) -> str:
+    """By how much an arm's loss is above dense's, for reading."""
+    found = difference(results.get(arm, {}), results.get("dense", {}))
+    if found is None:
         return ""
-    mean, low, high, seeds = against
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}], {seeds} seed{'s' * (seeds > 1)}"
+    low, high = found.interval()
+    seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
+    return f"{found.mean:.3f} " + (f"[{low:.3f}, {high:.3f}], {seeds}" if math.isfinite(low) else f"({seeds})")
+
+
+def claim(results: Results, arm: str) -> str:
+    """Whether an arm is no worse than dense, in three words and with its power."""
+    found = claims_of(results.get(arm, {}), results)
+    return "" if found is None else str(found[0])
 
 
 def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
@@ -207,8 +131,10 @@ def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
     heads = (
         "seeds",
         "loss minus dense's",
-        "holds",
+        "by kind of text",
+        "no worse than dense",
         "minus dense-short's",
+        "better than dense-short",
         "minus dense's in equal seconds",
         "FLOPs saved, model",
         "layers",
@@ -225,14 +151,17 @@ def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
             against = difference(seeds, dense)
             if against is None:
                 continue
+            no_worse, better = claims_of(seeds, results) or ("", "")
             cells = [
                 experiment.title,
                 f"{one['tokens'] / one['parameters']:.0f}",
                 name,
-                str(against[3]),
+                str(against.seeds),
                 _interval(against),
-                "yes" if against[1] <= 0 else "no",
+                ", ".join(f"{kind} {mean:+.3f}" for kind, mean in against.by_kind.items()),
+                str(no_worse),
                 _interval(difference(seeds, short)),
+                str(better),
                 _interval(difference(seeds, at_equal_seconds(seeds, results) or {})),
                 *(f"{saved(seeds[min(seeds)], one, part):.1%}" for part in ("model", "layers")),
                 _seconds_saved(seeds),
@@ -297,7 +226,10 @@ def main() -> None:
         (path.stem, Experiment.from_yaml(path), stored(path.stem))
         for path in sorted((folder / "experiments").glob("*.yaml"), key=_place)
     ]
+    for _, experiment, own in every:
+        check_runs(experiment, own)
     main_ones = [(experiment, results) for _, experiment, results in every if experiment.main and "dense" in results]
+    together: dict[str, Results] = {}
     lags, sections = [], []
     for name, experiment, own in every:
         if not own:
@@ -307,6 +239,7 @@ def main() -> None:
             other = Experiment.from_yaml(found(experiment.beside))
             experiment = experiment.model_copy(update={"arms": {**other.arms, **experiment.arms}})
             results = stored(experiment.beside) | own
+        together[name] = results
         lags.append((experiment.title, own, results))
         sections += [f"## {experiment.title}", ""]
         against = [arm for arm in ("dense", "dense-short") if arm in experiment.arms]
@@ -314,15 +247,60 @@ def main() -> None:
         picture = arguments.out.parent / "images" / f"quality-{name}.svg"
         plot(experiment, results, picture)
         sections += [f"![Held-out loss against FLOPs, and steps behind dense](images/{picture.name})", ""]
-    words = {"brief": brief(main_ones), "summary": summary(main_ones), "lags": lag_table(lags)}
+    words = {
+        "brief": brief(main_ones),
+        "summary": summary(main_ones),
+        "lags": lag_table(lags),
+        "laws": prediction_table(),
+    }
     filled = {word: "\n".join(lines) for word, lines in words.items()}
     record = arguments.out.with_name(f"{arguments.out.stem}-record.md")
     for source, path, more in (("page.md", arguments.out, []), ("record.md", record, ["", *sections])):
-        page = (folder / source).read_text(encoding="utf-8")
-        for word, lines in filled.items():
-            page = page.replace(f"{{{{ {word} }}}}", lines)
+        page = fill((folder / source).read_text(encoding="utf-8"), filled, together)
         path.write_text("\n".join([page.rstrip(), *more]).rstrip() + "\n", encoding="utf-8")
         print(f"written to {path}")
+    readme = arguments.out.parents[1] / "README.md"
+    if readme.exists():
+        before, _, rest = readme.read_text(encoding="utf-8").partition(README[0])
+        _, _, after = rest.partition(README[1])
+        made = "\n".join(["", *in_readme(main_ones), ""])
+        readme.write_text(f"{before}{README[0]}{made}{README[1]}{after}", encoding="utf-8")
+
+
+def fill(page: str, filled: Mapping[str, str], results: Mapping[str, Results]) -> str:
+    """A page with its tables, figures and claims. Raises KeyError for one that is not there."""
+    making: dict[str, Callable[[Results, str], str]] = {"above": above, "claim": claim}
+
+    def made(match: re.Match[str]) -> str:
+        word, *of = match[1].split()
+        if not of:
+            return filled[word]
+        text = making[word](results[of[0]], of[1])
+        if not text:
+            raise KeyError(f"{match[1]}: there is no run of it")
+        return text
+
+    return re.sub(r"\{\{ ([^}]+) \}\}", made, page)
+
+
+def in_readme(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
+    """What was measured with most seeds, and with the largest model of those: of both families, for both schedules."""
+    yield "| FLOPs saved by | `Schedule.compound` | is no worse | EST | is no worse |"
+    yield "|---|---|---|---|---|"
+    for family in ("GPT-2", "Llama"):
+        known = [(e, r) for e, r in experiments if e.title.startswith(family) and claims_of(r.get("compound", {}), r)]
+        if not known:
+            continue
+        experiment, results = max(known, key=lambda each: (len(each[1]["compound"]), _parameters(each[1])))
+        saving = saved(next(iter(results["est"].values())), next(iter(results["dense"].values())), "model")
+        cells = [f"{experiment.title}: {saving:.0%}"]
+        for arm in ("compound", "est"):
+            cells += [above(results, arm), claim(results, arm)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _parameters(results: Results) -> int:
+    return int(next(iter(results["dense"].values()))["parameters"])
 
 
 def _place(path: Path) -> tuple[int, str]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import run as runs
 import torch
+from compared import difference
 from evaluate import TASKS, Item, block_losses, items_of, ranked
 from experiment import Experiment, Plans, found
-from tables import difference
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from estfx.settings import SettingsError
@@ -159,6 +159,7 @@ def test_a_difference_is_of_the_same_seeds_and_blocks():
     rng = np.random.default_rng(0)
     base = {seed: {"block_losses": rng.normal(4, 1, size=500).tolist()} for seed in range(3)}
     worse = {seed: {"block_losses": (np.array(base[seed]["block_losses"]) + 0.1).tolist()} for seed in (1, 2)}
-    mean, low, high, seeds = difference(worse, base)
-    assert (mean, low, high, seeds) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1), 2)
+    found = difference(worse, base)
+    assert found.by_seed == (pytest.approx(0.1), pytest.approx(0.1))
+    assert found.interval() == (pytest.approx(0.1), pytest.approx(0.1))
     assert difference({5: base[0]}, base) is None

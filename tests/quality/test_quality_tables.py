@@ -4,11 +4,13 @@ import math
 import sys
 from pathlib import Path
 
+import claims
+import compared
 import numpy as np
 import pytest
 import tables
+from compared import at_equal_seconds, difference, saved_at_equal_loss, seconds
 from experiment import Experiment
-from tables import at_equal_seconds, difference, saved_at_equal_loss, seconds
 
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 
@@ -35,8 +37,8 @@ def test_dense_in_equal_seconds_lies_between_the_two_that_were_trained():
     assert seed == 0
     expected = 1.4 - 0.4 * math.log(0.8 / 0.75) / math.log(1 / 0.75)
     assert np.allclose(at_equal_seconds(results["est"], results)[0]["block_losses"], [expected, expected + 1])
-    mean, *_ = difference(results["est"], at_equal_seconds(results["est"], results))
-    assert mean == pytest.approx(1.2 - expected)
+    found = difference(results["est"], at_equal_seconds(results["est"], results))
+    assert found.mean == pytest.approx(1.2 - expected)
     assert at_equal_seconds(results["slow"], results) is None  # which dense was not trained for
     assert at_equal_seconds(results["constant"], results) is None  # no whole stage to compare with
     assert at_equal_seconds(results["est"], {"dense": results["dense"]}) is None
@@ -52,9 +54,9 @@ def test_what_is_saved_at_equal_loss_is_by_the_steps_that_dense_would_need():
     def saving(loss, share):
         return saved_at_equal_loss({0: with_flops(100, loss, share)}, results)
 
-    assert saving(1.0, 0.75) == pytest.approx((0.25,) * 3)  # as good as dense
-    assert saving(1.4, 0.75) == pytest.approx((0.0,) * 3)  # as good as dense with as many FLOPs
-    assert saving(1.2, 0.75) == pytest.approx((1 - 0.75**0.5,) * 3)  # dense needs 100 * 0.75 ** 0.5 steps
+    assert saving(1.0, 0.75)[0] == pytest.approx(0.25)  # as good as dense
+    assert saving(1.4, 0.75)[0] == pytest.approx(0.0)  # as good as dense with as many FLOPs
+    assert saving(1.2, 0.75)[0] == pytest.approx(1 - 0.75**0.5)  # dense needs 100 * 0.75 ** 0.5 steps
     assert saving(1.8, 0.75)[0] < 0 < saving(0.9, 0.75)[0] - 0.25
     other_seed = {1: with_flops(100, 1.0, 0.75)}
     assert saved_at_equal_loss(other_seed, results) is None
@@ -62,21 +64,65 @@ def test_what_is_saved_at_equal_loss_is_by_the_steps_that_dense_would_need():
     assert saved_at_equal_loss({0: with_flops(100, 1.0, 0.75)}, worse) is None
 
 
-def test_an_arm_holds_if_its_interval_reaches_down_to_dense():
-    def lines(*losses):
-        runs = {n: {"tokens": 1000, "parameters": 10} | with_flops(100, loss, 0.75) for n, loss in enumerate(losses)}
-        dense = {n: {"tokens": 1000, "parameters": 10} | with_flops(100, 1.0) for n in range(3)}
-        short = {0: with_flops(75, 1.25)}
-        experiment = Experiment(title="A model", run={}, arms={"dense": {"what": "it"}, "est": {"what": "part of it"}})
-        return list(tables.summary([(experiment, {"dense": dense, "dense-short": short, "est": runs})]))[2:]
+def runs_of(losses, steps=100, share=1.0):
+    return {n: {"tokens": 1000, "parameters": 10} | with_flops(steps, loss, share) for n, loss in enumerate(losses)}
 
-    assert lines() == []
-    assert lines(1.1) == [
-        "| A model | 100 | est | 1 | +0.1000 [+0.1000, +0.1000] | no | -0.1500 [-0.1500, -0.1500] "
-        "| +0.1000 [+0.1000, +0.1000] | 25.0% | 25.0% |  | 15.9% [15.9%, 15.9%] |"
-    ]
-    assert "| yes |" in lines(0.9, 1.1, 1.2)[0]
-    assert "| yes |" in lines(0.9)[0]
+
+def test_a_line_of_the_table_says_what_may_be_claimed():
+    def cells(*losses):
+        dense = [1.0, 1.01, 0.99, 1.0, 1.0][: len(losses)]
+        arm = [loss + each for loss, each in zip(losses, dense, strict=True)]
+        results = {
+            "dense": runs_of(dense),
+            "dense-short": runs_of([each + 0.25 for each in dense], 75),
+            "est": runs_of(arm, share=0.75),
+        }
+        experiment = Experiment(title="A model", run={}, arms={"dense": {"what": "it"}, "est": {"what": "part of it"}})
+        return list(tables.summary([(experiment, results)]))[2].split(" | ")
+
+    one = cells(0.1)
+    assert one[3:7] == ["1", "+0.1000 (1 seed)", "", "not decided (1 of 5 seeds)"]
+    assert one[7:9] == ["-0.1500 (1 seed)", "not decided (1 of 5 seeds)"]
+    good = cells(0.001, -0.001, 0.002, 0.0, 0.001)
+    assert good[6].startswith("holds")
+    assert good[8].startswith("holds")
+    assert "24." in good[-1]
+    bad = cells(0.3, 0.31, 0.32, 0.3, 0.3)
+    assert bad[6].startswith("does not")
+    assert bad[8].startswith("does not")
+    assert "none" in bad[-1]
+    noisy = cells(-0.2, 0.2, -0.1, 0.1, 0.01)
+    assert noisy[6].startswith("not decided")
+
+
+def test_a_page_takes_its_figures_from_the_runs():
+    results = {"one": {"dense": runs_of([1.0, 1.0]), "est": runs_of([1.1, 1.1])}}
+    page = "EST loses {{ above one est }}. {{ brief }}"
+    assert tables.fill(page, {"brief": "A table."}, results) == "EST loses 0.100 [0.100, 0.100], 2 seeds. A table."
+    with pytest.raises(KeyError, match="there is no run of it"):
+        tables.fill("{{ above one grown }}", {}, results)
+    with pytest.raises(KeyError):
+        tables.fill("{{ another }}", {}, results)
+
+
+def test_runs_that_were_not_trained_alike_are_refused():
+    def run(arm, **train):
+        config = {"train": {"learning_rate": 1e-3} | train, "data": {}, "model": {}}
+        return with_flops(100, 1.0) | {"experiment": "one", "arm": arm, "seed": 0, "text": {}, "config": config}
+
+    arms = {
+        "dense": {"what": "it"},
+        "est": {"what": "a part"},
+        "est-2e-3": {"what": "a", "train": {"learning_rate": 2e-3}},
+    }
+    experiment = Experiment(title="A model", run={}, arms=arms)
+    others = run("est-2e-3", learning_rate=2e-3)
+    compared.check_runs(experiment, {"dense": {0: run("dense")}, "est": {0: run("est")}, "est-2e-3": {0: others}})
+    with pytest.raises(claims.Unlike, match=r"est and dense \(seed 0\) differ in learning rate: 0.002 and 0.001"):
+        compared.check_runs(experiment, {"dense": {0: run("dense")}, "est": {0: run("est", learning_rate=2e-3)}})
+    other_text = run("est") | {"text": {"kinds": {}}}
+    with pytest.raises(claims.Unlike, match="differ in text"):
+        compared.check_runs(experiment, {"dense": {0: run("dense")}, "est": {0: other_text}})
 
 
 @pytest.mark.sweep(day=1, days=2)

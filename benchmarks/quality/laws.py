@@ -1,0 +1,192 @@
+"""How what EST loses falls with the length of a run, and what a saving by `compound` is worth: laws, and predictions.
+
+    python benchmarks/quality/laws.py predict     # writes down what the laws say of runs that are not made yet
+    python benchmarks/quality/laws.py             # compares the predictions with what was measured since
+
+A law is fitted to the GPT-2s that were trained with bytes as tokens and a learning rate that is held. Each experiment
+is one point, the mean of its seeds. EST's loss above dense's is scale · x ** -exponent, where x is the number of
+steps or of tokens a parameter, by least squares in logarithms. What a saving is worth is a line in the logarithm of
+the tokens a parameter. Predictions are kept with the date and the points that they were made from, and are never made
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from behind import Results
+from compared import difference, saved_at_equal_loss, stored
+from experiment import RESULTS, Experiment, Plans, found
+from scipy import stats
+
+__all__ = ["Law", "Point", "fitted", "points", "prediction_table"]
+
+FILE = RESULTS / "predictions.json"
+# experiments by schedule, whose runs are not made before the predictions are
+ASKED = {
+    "est": ("steps-400", "steps-1000", "steps-8000", "steps-19200", "steps-48000"),
+    "compound": ("steps-400", "tiny-gpt2"),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment with one schedule."""
+
+    experiment: str
+    steps: int
+    tokens: float  # a parameter
+    batch: int  # sequences
+    value: float  # EST's loss above dense's; or the FLOPs saved at equal loss, over those saved
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Law:
+    """A line through transformed points: y = intercept + slope · log2(x)."""
+
+    of: str  # the field of a point that is x
+    intercept: float
+    slope: float
+    slope_error: float  # standard error
+    spread: float  # standard deviation of the residuals
+    xs: tuple[float, ...]  # log2 of those that it was fitted to
+    logarithmic: bool  # whether y is the logarithm of the value
+
+    def at(self, x: float, level: float = 0.95) -> tuple[float, float, float]:
+        """The value at x, and the interval in which a new measurement lies."""
+        place, number = math.log2(x), len(self.xs)
+        middle = self.intercept + self.slope * place
+        around = float(np.var(self.xs)) * number
+        error = self.spread * math.sqrt(1 + 1 / number + (place - float(np.mean(self.xs))) ** 2 / around)
+        half = float(stats.t.ppf((1 + level) / 2, number - 2)) * error
+        back: Callable[[float], float] = math.exp if self.logarithmic else float
+        return back(middle), back(middle - half), back(middle + half)
+
+    def extrapolates(self, x: float) -> bool:
+        """Whether x is outside of what the law was fitted to."""
+        return not min(self.xs) <= math.log2(x) <= max(self.xs)
+
+
+def fitted(points: Sequence[Point], of: str, *, logarithmic: bool) -> Law:
+    """Least squares; at least three points. Values that are not above zero have no logarithm and are left out."""
+    used = [point for point in points if point.value > 0 or not logarithmic]
+    if len(used) < 3:
+        raise ValueError(f"a law needs three points at least; there are {len(used)}.")
+    xs = [math.log2(getattr(point, of)) for point in used]
+    ys = [math.log(point.value) if logarithmic else point.value for point in used]
+    line = stats.linregress(xs, ys)
+    residuals = np.array(ys) - (line.intercept + line.slope * np.array(xs))
+    spread = math.sqrt(float((residuals**2).sum()) / (len(used) - 2))
+    return Law(of, float(line.intercept), float(line.slope), float(line.stderr), spread, tuple(xs), logarithmic)
+
+
+# -- points ----------------------------------------------------------------------------------------------------------
+
+
+def points(arm: str) -> list[Point]:
+    """What was measured of a schedule, at dense's own rate and shape."""
+    made = []
+    for folder in sorted(each for each in RESULTS.iterdir() if each.is_dir()):
+        results = stored(folder.name)
+        point = _point(folder.name, results, arm)
+        if point is not None:
+            made.append(point)
+    return made
+
+
+def _point(name: str, results: Results, arm: str) -> Point | None:
+    dense, runs = results.get("dense", {}), results.get(arm, {})
+    above = difference(runs, dense)
+    if above is None:
+        return None
+    one = next(iter(dense.values()))
+    config = one["config"]
+    usual = (
+        config["train"].get("learning_rate_shape") == "warmup_stable_decay" and config["data"]["tokenizer"] == "bytes"
+    )
+    if not usual or config["model"]["name"] != "gpt2":
+        return None
+    value = above.mean
+    if arm == "compound":
+        worth = saved_at_equal_loss(runs, results)
+        if worth is None:
+            return None
+        value = worth[0]
+    tokens = one["tokens"] / one["parameters"]
+    return Point(name, one["steps"], tokens, config["train"]["batch_size"], value, above.seeds)
+
+
+def _asked(name: str) -> tuple[int, float]:
+    """Steps and tokens a parameter of an experiment that need not have been run."""
+    config = Plans.load(found(name)).config("dense")
+    results = stored("mini-gpt2")["dense"]
+    parameters = next(iter(results.values()))["parameters"]  # the same model in all that is asked
+    steps = config.train.total_steps
+    return steps, steps * config.train.batch_size * config.data.seq_len / parameters
+
+
+# -- predictions -----------------------------------------------------------------------------------------------------
+
+
+def predictions() -> dict[str, Any]:
+    """What the laws say of experiments that have no results of the arm in question."""
+    made: dict[str, Any] = {"made": str(date.today()), "laws": [], "points": {}, "of": []}
+    for arm, names in ASKED.items():
+        known = points(arm)
+        made["points"][arm] = [asdict(point) for point in known]
+        for of in ("steps", "tokens") if arm == "est" else ("tokens",):
+            law = fitted(known, of, logarithmic=arm == "est")
+            made["laws"].append({"arm": arm, **asdict(law)})
+            for name in names:
+                if stored(name).get(arm):
+                    raise SystemExit(f"{name} was run with {arm} already; nothing can be predicted of it.")
+                steps, tokens = _asked(name)
+                x = {"steps": steps, "tokens": tokens}[of]
+                value, low, high = law.at(x)
+                row = {"arm": arm, "experiment": name, "by": of, "x": x, "value": value, "low": low, "high": high}
+                made["of"].append(row | {"extrapolates": law.extrapolates(x)})
+    return made
+
+
+def prediction_table() -> Iterator[str]:
+    """The predictions, and what was measured since."""
+    made = json.loads(FILE.read_text())
+    yield f"| predicted on {made['made']} | by a law in | says | 95 % | outside the law's data | measured |"
+    yield "|---|---|---|---|---|---|"
+    for row in made["of"]:
+        point = _point(row["experiment"], stored(row["experiment"]), row["arm"])
+        what = f"{row['arm']}, {Experiment.from_yaml(found(row['experiment'])).title}"
+        form = "{:.3f}" if row["arm"] == "est" else "{:.1%}"
+        measured = "not yet" if point is None else f"{form.format(point.value)}, {point.seeds} seeds"
+        says, low, high = (form.format(row[key]) for key in ("value", "low", "high"))
+        outside = "yes" if row["extrapolates"] else "no"
+        yield f"| {what} | {row['by']} | {says} | [{low}, {high}] | {outside} | {measured} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["predict"])
+    if parser.parse_args().what == "predict":
+        if FILE.exists():
+            raise SystemExit(f"{Path(FILE).name} is there: predictions are made once, before the runs.")
+        FILE.write_text(json.dumps(predictions(), indent=2) + "\n")
+    for arm in ASKED:
+        for point in points(arm):
+            print(arm, point)
+    for law in json.loads(FILE.read_text())["laws"]:
+        slope = f"{law['slope']:.3f} ± {2 * law['slope_error']:.3f}"
+        print(f"{law['arm']} by {law['of']}: slope {slope} a doubling, residuals {law['spread']:.2f}")
+    print(*prediction_table(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

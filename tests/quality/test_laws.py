@@ -1,0 +1,58 @@
+"""Laws of how losses fall with the length of a run, and predictions that are made before the runs."""
+
+import json
+import math
+
+import laws
+import pytest
+from laws import Point
+
+
+def made(values, batch=32):
+    return [
+        Point(f"run-{number}", steps, steps / 10, batch, value, 1)
+        for number, (steps, value) in enumerate(values.items())
+    ]
+
+
+def test_a_power_law_is_found_again():
+    points = made({steps: 200 * steps**-1.1 for steps in (500, 1000, 2000, 8000)})
+    law = laws.fitted(points, "steps", logarithmic=True)
+    assert law.slope == pytest.approx(-1.1 * math.log(2))
+    value, low, high = law.at(4000)
+    assert value == pytest.approx(200 * 4000**-1.1)
+    assert low == pytest.approx(value)
+    assert high == pytest.approx(value)
+    assert law.extrapolates(100)
+    assert not law.extrapolates(4000)
+    assert law.extrapolates(9000)
+
+
+def test_far_from_the_data_an_interval_is_wider():
+    noise = {500: 1.2, 1000: 0.9, 2000: 1.1, 4000: 0.95, 8000: 1.0}
+    law = laws.fitted(made({s: n * 200 / s for s, n in noise.items()}), "steps", logarithmic=True)
+
+    def width(x):
+        _, low, high = law.at(x)
+        return math.log(high / low)
+
+    assert width(2000) < width(8000) < width(100_000)
+
+
+def test_a_line_in_the_logarithm_of_tokens():
+    points = made({steps: 0.3 - 0.05 * math.log2(steps / 10) for steps in (250, 500, 1000)})
+    assert laws.fitted(points, "tokens", logarithmic=False).at(200)[0] == pytest.approx(0.3 - 0.05 * math.log2(200))
+
+
+def test_two_points_are_no_law():
+    with pytest.raises(ValueError, match="three points at least; there are 2"):
+        laws.fitted(made({500: 0.1, 1000: 0.05, 2000: -0.01}), "steps", logarithmic=True)
+
+
+def test_predictions_were_made_of_runs_that_were_not_known():
+    """The points that a prediction was made from hold none of what it predicts."""
+    stored = json.loads(laws.FILE.read_text())
+    for row in stored["of"]:
+        known = {point["experiment"] for point in stored["points"][row["arm"]]}
+        assert row["experiment"] not in known
+    assert len(list(laws.prediction_table())) == 2 + len(stored["of"])
