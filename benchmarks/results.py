@@ -24,11 +24,18 @@ def machine() -> str:
     return torch.cuda.get_device_name().replace(" ", "-").lower() if torch.cuda.is_available() else "cpu"
 
 
+def _script() -> str:
+    """The path of the script that runs, from the root of the repository."""
+    path = Path(sys.argv[0]).resolve()
+    root = FOLDER.parent.parent
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+
+
 def write(name: str, options: dict[str, Any], rows: Mapping[str, Mapping[str, float | str]]) -> None:
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}-{machine()}-{date.today()}.json"
     record = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", _script(), *sys.argv[1:]]),
         "options": options,
         "environment": environment(),
         "took_seconds": round(time.monotonic() - BEGUN),
