@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import claims
@@ -24,6 +25,7 @@ __all__ = [
     "check_runs",
     "claims_of",
     "difference",
+    "least_losing",
     "saved",
     "saved_at_equal_loss",
     "seconds",
@@ -90,6 +92,17 @@ def check_runs(experiment: Experiment, results: Results) -> None:
             partner = results.get("dense", {}).get(seed)
             if partner is not None:
                 claims.check_alike(result, partner, {*arm.train, *experiment.arms["dense"].train})
+
+
+def least_losing(experiments: Iterable[Results], arms: Iterable[str]) -> Counter[str]:
+    """In how many experiments each of the arms has the lowest loss of those that were run there."""
+    winners: Counter[str] = Counter()
+    for results in experiments:
+        above = {arm: difference(results.get(arm, {}), results.get("dense", {})) for arm in arms}
+        means = {arm: found.mean for arm, found in above.items() if found is not None}
+        if len(means) > 1:
+            winners[min(means, key=lambda arm: means[arm])] += 1
+    return winners
 
 
 def at_equal_seconds(seeds: dict[int, Any], results: Results) -> dict[int, Any] | None:

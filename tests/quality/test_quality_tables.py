@@ -12,6 +12,9 @@ import tables
 from compared import at_equal_seconds, difference, saved_at_equal_loss, seconds
 from experiment import Experiment
 
+from estfx.schedules import default_preset
+
+EXPERIMENTS = Path(tables.__file__).parent / "experiments"
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 
 
@@ -123,6 +126,21 @@ def test_runs_that_were_not_trained_alike_are_refused():
     other_text = run("est") | {"text": {"kinds": {}}}
     with pytest.raises(claims.Unlike, match="differ in text"):
         compared.check_runs(experiment, {"dense": {0: run("dense")}, "est": {0: other_text}})
+
+
+def test_the_default_schedule_is_the_one_that_lost_least():
+    """Runs that are made later may say another: then the default has to change, or the reason for it."""
+    every = [(Experiment.from_yaml(path), path.stem) for path in EXPERIMENTS.glob("*.yaml")]
+    stored = [compared.stored(name) for experiment, name in every if experiment.main]
+    found = compared.least_losing([results for results in stored if "dense" in results], tables.SMALLER)
+    assert found.most_common(1)[0][0] == default_preset()
+
+
+def test_what_lost_least_is_counted():
+    one = {"dense": runs_of([1.0]), "est": runs_of([1.2]), "compound": runs_of([1.1])}
+    alone = {"dense": runs_of([1.0]), "est": runs_of([1.2])}
+    other = {"dense": runs_of([1.0]), "est": runs_of([1.0]), "grown": runs_of([1.1])}
+    assert compared.least_losing([one, alone, other, one], ("est", "compound", "grown")) == {"compound": 2, "est": 1}
 
 
 @pytest.mark.sweep(day=1, days=2)
