@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from estfx.training import Blocks, documents
-from estfx.training.text_data import corpus_of
+from estfx.training import Blocks, corpus_of, documents
 
 __all__ = ["LENGTH", "NAMES", "Batches", "Text", "held_out", "in_layers", "loss_of", "train", "trained"]
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from estfx.training.step_records import LEFT_OUT as LEFT_OUT
     from estfx.training.text_data import Blocks as Blocks
     from estfx.training.text_data import Tokens as Tokens
+    from estfx.training.text_data import corpus_of as corpus_of
     from estfx.training.text_data import held_out_of as held_out_of
     from estfx.training.text_data import is_held_out as is_held_out
     from estfx.training.text_data import tokens_of as tokens_of
@@ -61,6 +62,7 @@ _MODULES = {
     "build_model": "estfx.training.model_spec",
     "check_model": "estfx.training.model_argument",
     "check_text": "estfx.training.document_sources",
+    "corpus_of": "estfx.training.text_data",
     "default_folder": "estfx.training.run_folder",
     "documents": "estfx.training.document_sources",
     "environment": "estfx.training.run_folder",
@@ -93,6 +95,7 @@ __all__ = [
     "build_model",
     "check_model",
     "check_text",
+    "corpus_of",
     "default_folder",
     "documents",
     "environment",
