@@ -24,21 +24,14 @@ from typing import Any
 
 import torch
 from results import write
+from speed import TINYLLAMA
 from timing import seconds
 
 import estfx
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS, WARMUP = 7, 3
-LLAMA = {
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-}
+LLAMA = {**TINYLLAMA, "max_position_embeddings": 4096}
 GPT2 = {"n_positions": 4096, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 TINY = {
     "gpt2": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 64, "vocab_size": 128},

@@ -27,7 +27,9 @@ Rows = dict[str, dict[str, Any]]
 
 def stored(name: str) -> Rows:
     """The figures of the newest result of a script."""
-    found = sorted(RESULTS.glob(f"cutting-{name}-cpu-*.json"))
+    found = sorted(RESULTS.glob(f"cutting-{name}-cpu-2*.json"))
+    if not found:
+        raise FileNotFoundError(f"there is no result of {name}")
     rows: Rows = json.loads(found[-1].read_text())["figures"]
     return rows
 
@@ -119,7 +121,10 @@ def plain(name: str) -> Iterator[str]:
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
 
     def cell(value: Any) -> str:
-        return f"{value:,.3g}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        text = str(value)
+        return text if len(text) <= 120 else f"{text[:119]}…"
 
     lines = ([what, *(cell(row.get(key, "")) for key in keys)] for what, row in rows.items())
     yield from table(["", *(key.replace("_", " ") for key in keys)], iter(lines))
@@ -141,8 +146,11 @@ def page() -> str:
 
     def made(match: re.Match[str]) -> str:
         word, *of = match[1].split()
-        found = MAKING[word](*of)
-        return found if isinstance(found, str) else "\n".join(found)
+        try:
+            found = MAKING[word](*of)
+            return found if isinstance(found, str) else "\n".join(found)
+        except FileNotFoundError:
+            return "Not measured yet."
 
     return re.sub(r"\{\{ ([^}]+) \}\}", made, text)
 

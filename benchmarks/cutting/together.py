@@ -14,8 +14,8 @@ import estfx
 
 __all__ = ["TABLES", "over_seeds"]
 
-STEPS, TUNING = 1000, 150
-SMALL, LARGE = {"layers": 3, "width": 48}, {"layers": 5, "width": 80}
+STEPS, TUNING = 500, 100
+SMALL, LARGE = {"layers": 2, "width": 32}, {"layers": 4, "width": 64}
 
 
 def over_seeds(by_seed: dict[int, dict[str, Row]]) -> dict[str, Row]:
