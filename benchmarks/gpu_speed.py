@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from results import write
 from speed import TINYLLAMA
-from timing import seconds
+from timing import in_turn, seconds
 
 import estfx
 
@@ -119,10 +119,8 @@ def cell(name: str, length: int, sequences: int, tiny: bool) -> dict[str, Row]:
         except Exception as error:  # a finding
             models.pop(arm, None)
             rows[arm] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-    times: dict[str, list[float]] = {arm: [] for arm in models}
-    for _ in range(ROUNDS):
-        for arm, model in models.items():
-            times[arm].append(step(model, ids)[0])
+    turns = {arm: lambda _, model=model: step(model, ids)[0] for arm, model in models.items()}
+    times = in_turn(turns, ROUNDS)  # type: ignore[arg-type] # mypy knows no lambda with a default
     flops = {f"stage {n}": stage.flops_model / plan.whole.flops_model for n, stage in enumerate(plan.stages, start=1)}
     for arm, each in times.items():
         ratios = [own / whole for own, whole in zip(each, times["whole"], strict=True)]

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))  # a measurement of memory is a process of its own
+
 from parts import BY, Row, by_scores, note
+from timing import in_turn, ratios, seconds
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import estfx
@@ -24,22 +28,22 @@ def speed(model: Any, text: Any) -> dict[str, Row]:
     ids, rows = calibration[0]["input_ids"], {}
     small = by_scores(model, calibration, 0.5, estfx.score(model, "activation", calibration))
 
-    def prefill(each: Any) -> float:
-        begun = time.perf_counter()
+    def prefill(each: Any) -> None:
         with torch.no_grad():
             each(input_ids=ids, use_cache=False)
-        return ids.numel() / (time.perf_counter() - begun)
 
-    def decoding(each: Any) -> float:
-        begun = time.perf_counter()
+    def decoding(each: Any) -> None:
         each.generate(ids[:1, :16], max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=256)
-        return 64 / (time.perf_counter() - begun)
 
-    for name, measured in (("prefill", prefill), ("decoding", decoding)):
-        pairs = [(measured(model), measured(small)) for _ in range(13)][2:]
-        ratios = sorted(two / one for one, two in pairs)
-        whole, cut = (sorted(each)[5] for each in zip(*pairs, strict=True))
-        note(rows, name, whole=whole, cut=cut, ratio=ratios[5], least=ratios[0], most=ratios[-1])
+    for name, work, tokens in (("prefill", prefill, ids.numel()), ("decoding", decoding, 64)):
+        arms = {
+            "whole": lambda _, work=work: seconds(lambda: work(model), "cpu"),
+            "cut": lambda _, work=work: seconds(lambda: work(small), "cpu"),
+        }
+        found = ratios(in_turn(arms, 11, left_out=2), "cut")
+        whole = found["whole"]  # its seconds over the cut's: the cut's tokens a second over its own
+        speeds = {arm: tokens / row["seconds"] for arm, row in found.items()}
+        note(rows, name, **speeds, ratio=whole["ratio"], least=whole["ratio_min"], most=whole["ratio_max"])
     return rows
 
 
@@ -79,8 +83,8 @@ def memory() -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for what in ("forward", "backward", *BY, "fisher", "cut", "reform"):
         done = subprocess.run([sys.executable, __file__, what], capture_output=True, text=True, check=True)
-        before, peak, seconds = map(float, done.stdout.split()[-3:])
-        note(rows, what, gib_before=before, gib_at_most=peak, gib_more=peak - before, seconds=seconds)
+        before, peak, took = map(float, done.stdout.split()[-3:])
+        note(rows, what, gib_before=before, gib_at_most=peak, gib_more=peak - before, seconds=took)
     return rows
 
 

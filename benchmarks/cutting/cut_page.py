@@ -1,7 +1,4 @@
-"""Makes `docs/measured-cuts.md` from the stored results and `page.md`.
-
-python benchmarks/cutting/cut_page.py
-"""
+"""Makes `docs/measured-cuts.md` from the stored results and `page.md`: python benchmarks/cutting/cut_page.py"""
 
 from __future__ import annotations
 

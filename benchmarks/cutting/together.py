@@ -27,7 +27,7 @@ def over_seeds(by_seed: dict[int, dict[str, Row]]) -> dict[str, Row]:
         figures: Row = {"seeds": len(every)}
         for key in every[0][name]:
             values = [float(rows_of[name][key]) for rows_of in every]
-            figures[key], low, high = mean_interval(values)
+            figures[key] = mean_interval(values)[0]
             if key in ("loss", "calibration_error") and name != first:
                 above = [float(rows_of[name][key]) - float(rows_of[first][key]) for rows_of in every]
                 figures[f"{key} minus {first}'s"], low, high = mean_interval(above)
