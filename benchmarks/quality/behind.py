@@ -10,7 +10,7 @@ learning rate decayed over them, to have the arm's held-out loss (`steps_needed`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,9 @@ def comparable(arm: dict[str, Any], dense: dict[str, Any]) -> bool:
     whole model, and if that begins before the learning rate falls.
     """
     settings, its = (run["config"]["train"] for run in (arm, dense))
-    if its.get("learning_rate_shape") != SHAPE or any(settings.get(name) != its.get(name) for name in SAME):
+    if its.get("learning_rate_shape") != SHAPE or _decay_share(settings) != _decay_share(its):
+        return False
+    if any(settings.get(name) != its.get(name) for name in SAME):
         return False
     *parts, last = (stage["flops_of_whole_model"] for stage in arm["stages"])
     grown_at = arm["stages"][-1]["start"]
@@ -110,7 +112,12 @@ def comparable(arm: dict[str, Any], dense: dict[str, Any]) -> bool:
 
 def _held(dense: dict[str, Any]) -> float:
     """Until when the learning rate is held."""
-    return float((1 - DECAY) * dense["steps"])
+    return float((1 - _decay_share(dense["config"]["train"])) * dense["steps"])
+
+
+def _decay_share(settings: Mapping[str, Any]) -> float:
+    """Of a run; those that were made before there was such a setting had the default."""
+    return float(settings.get("decay_share", DECAY))
 
 
 def losses_above(one: Runs, other: Runs, seeds: Iterable[int]) -> np.ndarray[Any, Any]:

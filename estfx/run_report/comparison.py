@@ -15,8 +15,8 @@ __all__ = ["against", "first_dense", "warnings_about"]
 
 _LOSSES = ("source", "column", "tokenizer", "seq_len", "held_out_blocks")  # of the configuration's data
 _RECIPE = ("total_steps", "batch_size", "accumulation", "optimizer", "learning_rate", "learning_rate_shape",
-           "learning_rate_falls_with", "warmup_steps", "rewarm_steps", "optimizer_state", "weight_decay", "adam_beta2",
-           "max_grad_norm", "seed", "precision")  # fmt: skip
+           "decay_share", "learning_rate_falls_with", "warmup_steps", "rewarm_steps", "optimizer_state", "weight_decay",
+           "adam_beta2", "max_grad_norm", "seed", "precision")  # fmt: skip
 _SPEED = ("compile", "precision", "distribution", "gradient_checkpointing")
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from estfx.training.document_sources import STANDARD_LIBRARY as STANDARD_LIBRARY
     from estfx.training.document_sources import check_text as check_text
     from estfx.training.document_sources import documents as documents
-    from estfx.training.learning_rate import DECAY as DECAY
     from estfx.training.model_argument import check_model as check_model
     from estfx.training.model_argument import holds_weights as holds_weights
     from estfx.training.model_argument import names_factory as names_factory
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from estfx.training.text_data import held_out_of as held_out_of
     from estfx.training.text_data import is_held_out as is_held_out
     from estfx.training.text_data import tokens_of as tokens_of
+    from estfx.training.train_config import DECAY as DECAY
     from estfx.training.train_config import DataSettings as DataSettings
     from estfx.training.train_config import ModelSettings as ModelSettings
     from estfx.training.train_config import RunConfig as RunConfig
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Blocks": "estfx.training.text_data",
     "names_factory": "estfx.training.model_argument",
-    "DECAY": "estfx.training.learning_rate",
+    "DECAY": "estfx.training.train_config",
     "DataSettings": "estfx.training.train_config",
     "LEFT_OUT": "estfx.training.step_records",
     "ModelSettings": "estfx.training.train_config",

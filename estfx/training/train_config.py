@@ -8,13 +8,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from estfx.errors import ScheduleError
-from estfx.schedules import SCORES, Count, Fraction, PolicyName, Schedule, Share, Stage, default_preset, preset_schedule
+from estfx.schedules import (
+    CYCLE,
+    SCORES,
+    Count,
+    Fraction,
+    PolicyName,
+    Schedule,
+    Share,
+    Stage,
+    default_preset,
+    preset_schedule,
+)
 from estfx.settings import Settings, SettingsError, nearest
 from estfx.training.document_sources import BYTES, STANDARD_LIBRARY
 from estfx.training.model_argument import holds_weights, parse_options
 from estfx.training.transformers_source import optimizer_names, tracker_names
 
-__all__ = ["DataSettings", "ModelSettings", "RunConfig", "ScheduleSettings", "TrainSettings"]
+__all__ = ["DECAY", "DataSettings", "ModelSettings", "RunConfig", "ScheduleSettings", "TrainSettings"]
 
 Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
@@ -42,6 +53,9 @@ class DataSettings(Settings):
         return (self.source,) if isinstance(self.source, str) else tuple(self.source)
 
 
+DECAY = 0.2  # the share of a run in which the learning rate falls, with the shape warmup_stable_decay
+
+
 class TrainSettings(Settings):
     """The optimizer's side."""
 
@@ -50,8 +64,9 @@ class TrainSettings(Settings):
     accumulation: Count = 1  # micro-batches of an optimizer step
     optimizer: str = "adamw_torch_fused"  # as transformers' Trainer names them (its `optim`)
     learning_rate: Positive = 6e-4  # peak, after a linear warm-up; it then falls to 0
-    # how it falls: along half a cosine, evenly, or (warmup_stable_decay) evenly in the last fifth alone
+    # how it falls: along half a cosine, evenly, or (warmup_stable_decay) evenly in the last part of the run alone
     learning_rate_shape: Literal["cosine", "linear", "warmup_stable_decay"] = "cosine"
+    decay_share: Fraction = DECAY  # that last part, a share of the run after the warm-up
     learning_rate_falls_with: Literal["steps", "flops"] = "steps"  # flops: more slowly while the stages are small
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 30  # optimizer steps, of a linear warm-up from 0
     rewarm_steps: Annotated[int, Field(ge=0, strict=True)] = 0  # the same again at the beginning of each later stage
@@ -72,6 +87,15 @@ class TrainSettings(Settings):
     save_every: Count | None = None  # optimizer steps; none: no checkpoints but when told to terminate
     keep_checkpoints: Count = 2  # the last ones
     report_to: Annotated[Sequence[str], AfterValidator(tuple)] = ()  # trackers, as Trainer names them: [tensorboard]
+
+    @model_validator(mode="after")
+    def _holds_before_it_falls(self) -> Self:
+        if self.decay_share != DECAY and self.learning_rate_shape != "warmup_stable_decay":
+            raise ValueError(
+                f"decay_share is for learning_rate_shape=warmup_stable_decay; with {self.learning_rate_shape} the rate "
+                "falls from the warm-up on."
+            )
+        return self
 
     @field_validator("optimizer")
     @classmethod
@@ -107,18 +131,20 @@ class ScheduleSettings(Settings):
     # of layers, heads and neurons, with growing of heads and neurons, with stacking of layers; null: 0.5, growing 0.25
     keep: Fraction | None = None
     stages: Annotated[Sequence[Stage], AfterValidator(tuple)] | None = None  # in place of a preset
-    # how units are drawn; window: neighbours; the best by weighted_gradient_magnitude or weight_magnitude; or your own
+    # how units are drawn; window: neighbours; rolling: neighbours that move on slowly; the best by
+    # weighted_gradient_magnitude or weight_magnitude; or your own
     policy: PolicyName = "random"
     ranking: Literal["per_layer", "global"] = "per_layer"  # of units, by policies that rank them
     refresh_every: Count = 100  # optimizer steps after which they are ranked anew
     exploration: Share = 0.1  # of the kept units, drawn at random among those that rank lower
+    cycle_steps: Count = CYCLE  # optimizer steps in which a rolling window goes round
     neurons_multiple_of: Count = 1  # kept neurons are rounded to it
     skipped_layers: Literal["identity", "inverse_keep"] = "identity"  # or the layers that run are scaled by 1/p
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all layers the same
     resample_every: Count | Literal["never"] = 1  # optimizer steps that train the same units and layers
     kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
     # what took no part in a step: the optimizer leaves it alone or changes it, as by weight decay; null: it leaves it
-    # alone if units are drawn once or ranked
+    # alone if units are drawn once, ranked or rolling
     idle_units: Literal["left_alone", "updated"] | None = None
     # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
@@ -176,6 +202,12 @@ class RunConfig(Settings):
             return cls.from_mapping(data)
         except cls.error as fault:
             raise cls.error(f"{path}: {fault}" if path is not None else str(fault)) from None
+
+    @property
+    def takes_default(self) -> bool:
+        """Whether no schedule is named, for a model that is trained from its initialisation."""
+        named = self.schedule.preset is not None or self.schedule.stages is not None
+        return not named and not holds_weights(self.model.name)
 
     def build_schedule(self) -> Schedule:
         """The schedule of the run; which one is the default depends on whether the model is loaded."""

@@ -19,6 +19,7 @@ from estfx.errors import EstfxError
 from estfx.integrations.transformers import EvolvingCallback
 from estfx.quiet import quiet_transformers
 from estfx.runtime import differences, made_with
+from estfx.schedules import measured_losses
 from estfx.settings import SettingsError
 from estfx.tracing import ATTRIBUTE
 from estfx.training.checkpointing_trainer import CheckpointingTrainer, StopsOnSignal
@@ -71,7 +72,8 @@ def train(
     if not first:
         console = Console(quiet=True)
     with RunFolder(folder, resume=resume, writes=first) as run, quiet_transformers():
-        config = _resumed(config, run, accept_changes) if resume else (config or RunConfig()).resolved()
+        asked = config or RunConfig()
+        config = _resumed(config, run, accept_changes) if resume else asked.resolved()
         arguments = _arguments(config, run)
         torch.manual_seed(config.train.seed)
         tokens = tokens_of(config.data.tokenizer)
@@ -87,6 +89,8 @@ def train(
         with ProgressDisplay(console, config.train.total_steps) as display:
             compiles = _compiles(config, display)
             plan = plan_of(model, schedule, batch_size=rows, seq_len=config.data.seq_len)
+            if asked.takes_default and not resume:
+                display.say(f"no schedule is named: {measured_losses().why_default(*plan.length)}")
             if config.train.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             model = transform(model, schedule, seed=config.train.seed, compile=compiles)
@@ -102,6 +106,7 @@ def train(
                 shape=config.train.learning_rate_shape,
                 falls_with=config.train.learning_rate_falls_with,
                 rewarm_steps=config.train.rewarm_steps,
+                decay_share=config.train.decay_share,
             )
             recorder = StepRecorder(run, display, plan, rows * config.data.seq_len)
             stops = StopsOnSignal(display.say)

@@ -7,6 +7,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 import estfx
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
+from estfx.settings import SettingsError
 from estfx.training.learning_rate import LearningRate
 from estfx.training.model_spec import build_model
 from estfx.training.train_config import RunConfig
@@ -42,6 +43,15 @@ def test_stable_until_the_last_fifth(plan):
     assert last == pytest.approx([6 / 10.8, 3 / 10.8, 0, 0])
 
 
+def test_stable_until_the_share_that_is_asked_for(plan):
+    rate = LearningRate(plan, WARMUP, "warmup_stable_decay", decay_share=0.5)
+    middle = (TOTAL + WARMUP) // 2
+    assert rate(middle) == 1
+    assert rate(middle + (TOTAL - middle) // 3) == pytest.approx(1 - (TOTAL - middle) // 3 / (TOTAL - middle))
+    with pytest.raises(SettingsError, match="with cosine the rate falls from the warm-up on"):
+        RunConfig.load(None, ["train.decay_share=0.5"])
+
+
 def test_with_flops_it_falls_as_far_as_the_run_has_spent(plan):
     rate = LearningRate(plan, 0, "linear", "flops")
     for step in (0, 5, 12, 20, 30, 45, 60):
@@ -68,6 +78,7 @@ def test_a_run_has_the_rates_of_its_settings(tmp_path):
         "train.compile": "false",
         "train.learning_rate": 0.01,
         "train.learning_rate_shape": "warmup_stable_decay",
+        "train.decay_share": 0.4,
         "train.learning_rate_falls_with": "flops",
         "train.rewarm_steps": 1,
         "train.optimizer_state": "reset",
@@ -89,7 +100,7 @@ def test_a_run_has_the_rates_of_its_settings(tmp_path):
         batch_size=2,
         seq_len=16,
     )
-    rule = LearningRate(plan, 2, "warmup_stable_decay", "flops", rewarm_steps=1)
+    rule = LearningRate(plan, 2, "warmup_stable_decay", "flops", rewarm_steps=1, decay_share=0.4)
     assert rates == pytest.approx([rule(step) for step in range(12)])
     assert 0.5 in rates  # where a later stage begins
     scheduler = json.loads((tmp_path / "run" / "checkpoints" / "checkpoint-10" / "scheduler.json").read_text())

@@ -7,6 +7,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from estfx.schedules.measured_losses import measured_losses
 from estfx.settings import SettingsError
 from estfx.training.document_sources import documents
 from estfx.training.run_folder import default_folder
@@ -154,9 +155,21 @@ def test_a_machine_without_a_compiler_trains_uncompiled_and_says_so(tmp_path, mo
         RunConfig.load(None, [*TINY, "train.compile=auto", "train.total_steps=4"]), tmp_path, Console(stderr=True)
     )
     assert summary["compiled"] is False
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "NOT compiled" in line]
+    lines = capsys.readouterr().err.splitlines()
+    warnings = [line for line in lines if "NOT compiled" in line]
     assert len(warnings) == 1
     assert "OSError: no g++" in warnings[0]
+
+
+def test_a_run_that_names_no_schedule_is_told_which_it_has_and_why(tmp_path, capsys):
+    def told(folder, *overrides):
+        train(RunConfig.load(None, [*TINY, "train.total_steps=4", *overrides]), tmp_path / folder, Console(stderr=True))
+        return [line for line in capsys.readouterr().err.splitlines() if "no schedule is named" in line]
+
+    (line,) = told("default")
+    assert f"no schedule is named: {measured_losses().default} lost least in" in line
+    assert "none of them: 4 steps (measured:" in line
+    assert told("named", "schedule.preset=est") == []
 
 
 def test_the_default_folder_names_the_model():
