@@ -25,11 +25,12 @@ import numpy as np
 from behind import Results
 from compared import difference, saved_at_equal_loss, stored
 from experiment import RESULTS, Experiment, Plans, found
-from scipy import stats
+from scipy import optimize, stats
 
-__all__ = ["Law", "Point", "fitted", "points", "prediction_table"]
+__all__ = ["FITTED", "Law", "Point", "fitted", "picture", "points", "prediction_table", "refit_table"]
 
 FILE = RESULTS / "predictions.json"
+FITTED = ("est",)  # schedules whose loss falls by a law
 # experiments by schedule, whose runs are not made before the predictions are
 ASKED = {
     "est": ("steps-400", "steps-1000", "steps-8000", "steps-19200", "steps-48000"),
@@ -93,14 +94,15 @@ def fitted(points: Sequence[Point], of: str, *, logarithmic: bool) -> Law:
 
 
 def points(arm: str) -> list[Point]:
-    """What was measured of a schedule, at dense's own rate and shape."""
-    made = []
+    """What was measured of a schedule, at dense's own rate and shape: of a kind of run that with most seeds."""
+    made: dict[tuple[int, float, int], Point] = {}
     for folder in sorted(each for each in RESULTS.iterdir() if each.is_dir()):
         results = stored(folder.name)
         point = _point(folder.name, results, arm)
         if point is not None:
-            made.append(point)
-    return made
+            key = (point.steps, point.tokens, point.batch)
+            made[key] = max(made.get(key, point), point, key=lambda each: each.seeds)
+    return list(made.values())
 
 
 def _point(name: str, results: Results, arm: str) -> Point | None:
@@ -132,6 +134,112 @@ def _asked(name: str) -> tuple[int, float]:
     parameters = next(iter(results.values()))["parameters"]  # the same model in all that is asked
     steps = config.train.total_steps
     return steps, steps * config.train.batch_size * config.data.seq_len / parameters
+
+
+# -- fitted again -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of a law: a power of each of some fields of a point, and perhaps a floor."""
+
+    of: tuple[str, ...]
+    floor: bool = False
+
+    def fit(self, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+        """The logarithm of the scale, the exponents, and the floor if there is one; and their standard errors."""
+        logs_NF, values_N = self._logs(points), np.log([point.value for point in points])
+        terms_NT = np.column_stack([np.ones(len(points)), logs_NF])
+        begin, *_ = np.linalg.lstsq(terms_NT, values_N, rcond=None)
+        if not self.floor:
+            residuals = values_N - terms_NT @ begin
+            spread = float(residuals @ residuals) / max(len(points) - len(begin), 1)
+            return begin, np.sqrt(spread * np.diag(np.linalg.pinv(terms_NT.T @ terms_NT)))
+        least = min(point.value for point in points)
+        found, covariance = optimize.curve_fit(
+            lambda _, *own: self._of_terms(terms_NT, np.array(own)),
+            None,
+            values_N,
+            p0=[*begin, least / 10],
+            bounds=([-np.inf] * len(begin) + [0.0], [np.inf] * len(begin) + [least]),
+        )
+        return found, np.sqrt(np.diag(covariance))
+
+    def at(self, fit: np.ndarray, points: Sequence[Point]) -> np.ndarray:
+        """The logarithms of the values that a fit gives."""
+        return self._of_terms(np.column_stack([np.ones(len(points)), self._logs(points)]), fit)
+
+    def left_out(self, points: Sequence[Point]) -> float:
+        """By what factor a point is missed by the fit to the others, as a root mean square of logarithms."""
+        errors = []
+        for number, point in enumerate(points):
+            fit, _ = self.fit([*points[:number], *points[number + 1 :]])
+            errors.append(float(self.at(fit, [point])[0]) - math.log(point.value))
+        return math.exp(math.sqrt(float(np.mean(np.square(errors)))))
+
+    def _logs(self, points: Sequence[Point]) -> np.ndarray:
+        return np.log([[getattr(point, name) for name in self.of] for point in points])
+
+    def _of_terms(self, terms_NT: np.ndarray, fit: np.ndarray) -> np.ndarray:
+        powers_N: np.ndarray = terms_NT @ fit[: terms_NT.shape[1]]
+        return np.logaddexp(powers_N, np.log(max(float(fit[-1]), 1e-12))) if self.floor else powers_N
+
+
+FORMS = {
+    "steps": Form(("steps",)),
+    "steps, with a floor": Form(("steps",), floor=True),
+    "tokens a parameter": Form(("tokens",)),
+    "tokens a parameter, with a floor": Form(("tokens",), floor=True),
+    "steps and sequences a step": Form(("steps", "batch")),
+    "steps and tokens a parameter": Form(("steps", "tokens")),
+}
+
+
+def refit_table(arm: str) -> Iterator[str]:
+    """Each form of a law, fitted to all that was measured: its exponents, its floor, and how well it foretells."""
+    known = [point for point in points(arm) if point.value > 0]
+    yield "| law in | exponents, two standard errors | floor | misses a run that it was not fitted to by | runs |"
+    yield "|---|---|---|---|---|"
+    for name, form in FORMS.items():
+        fit, errors = form.fit(known)
+        powers = [f"{what} {-fit[place]:+.2f} ± {2 * errors[place]:.2f}" for place, what in enumerate(form.of, start=1)]
+        floor = f"{fit[-1]:.3f} ± {2 * errors[-1]:.3f}" if form.floor else ""
+        yield f"| {name} | {', '.join(powers)} | {floor} | a factor of {form.left_out(known):.2f} | {len(known)} |"
+
+
+def picture(arm: str, path: Path, until: int = 150_000) -> None:
+    """What a schedule loses against the steps, and the law in steps: dashed, and named so, where there are no runs."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file from the same results
+    from matplotlib import pyplot
+
+    known = [point for point in points(arm) if point.value > 0]
+    law = fitted(known, "steps", logarithmic=True)
+    first, last = (round(2**end) for end in (min(law.xs), max(law.xs)))
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for batch in sorted({point.batch for point in known}):
+        own = [point for point in known if point.batch == batch]
+        axes.scatter([p.steps for p in own], [p.value for p in own], label=f"measured, {batch} sequences a step")
+        for point in own:
+            above = "bottom" if point.tokens < 100 else "top"  # two may lie in one place
+            axes.annotate(f" {point.tokens:.0f}", (point.steps, point.value), fontsize=8, va=above)
+    for begin, end, dashes, label in (
+        (first, last, "-", "law in steps"),
+        (last, until, "--", "the same, extrapolated"),
+    ):
+        steps = np.geomspace(begin, end)
+        values = np.array([law.at(step) for step in steps])
+        axes.plot(steps, values[:, 0], dashes, color="black", label=label)
+        axes.fill_between(steps, values[:, 1], values[:, 2], color="black", alpha=0.1 if dashes == "-" else 0.05)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("steps (numbers at the points: tokens a parameter)")
+    axes.set_ylabel("loss above dense, nats a byte")
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 # -- predictions -----------------------------------------------------------------------------------------------------

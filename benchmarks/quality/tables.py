@@ -1,5 +1,5 @@
 """Makes every table and figure of the quality experiments from the stored results: docs/quality.md, its record
-`docs/quality-record.md`, the pictures, and the README's sentence.
+`docs/quality-record.md`, the pictures, the README's table, and the measured map that is a part of the package.
 
     python benchmarks/quality/tables.py [--out docs/quality.md]
 
@@ -25,16 +25,34 @@ from compared import (
     check_runs,
     claims_of,
     difference,
-    least_losing,
     saved,
     saved_at_equal_loss,
     seconds,
     stored,
 )
 from experiment import ROOT, Experiment, found
-from laws import prediction_table
+from laws import picture as law_picture
+from laws import prediction_table, refit_table
+from measured_map import map_table, measured, write
 
-ORDER = ("base", "mini", "small", "medium", "tiny", "deep", "long", "init", "steps", "ablations", "search", "bpe")
+from estfx.schedules import MeasuredLosses
+
+ORDER = (
+    "base",
+    "mini",
+    "small",
+    "medium",
+    "tiny",
+    "deep",
+    "long",
+    "init",
+    "steps",
+    "rates",
+    "variants",
+    "ablations",
+    "search",
+    "bpe",
+)
 # arms of the table of all sizes: those that train less than the whole for a while
 README = ("<!-- made by benchmarks/quality/tables.py -->", "<!-- until here -->")  # what it writes there lies between
 SMALLER = ("est", "constant", "grown", "stacked", "compound-at-once", "compound")
@@ -100,14 +118,16 @@ def _saving(found: tuple[float, float, float] | None) -> str:
 def brief(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
     """One line for every experiment: what the schedules that were tried most lose against dense, and what holds."""
     shown = {"dense-short": "dense for as many FLOPs", "est": "EST", "compound": "compound"}
-    yield f"| model | tokens a parameter | {' | '.join(shown.values())} | EST is no worse than dense | compound is |"
-    yield f"|---|---|{'---|' * (len(shown) + 2)}"
+    heads = f"model | steps | tokens a parameter | {' | '.join(shown.values())}"
+    yield f"| {heads} | EST is no worse than dense | compound is |"
+    yield f"|---|---|---|{'---|' * (len(shown) + 2)}"
     for experiment, results in experiments:
         one = next(iter(results["dense"].values()))
         cells = [above(results, name) for name in shown]
         words = [claim(results, name) for name in ("est", "compound")]
         if any(cells[1:]):
-            cells = [experiment.title, f"{one['tokens'] / one['parameters']:.0f}", *cells, *words]
+            length = [f"{one['steps']:,}", f"{one['tokens'] / one['parameters']:.0f}"]
+            cells = [experiment.title, *length, *cells, *words]
             yield f"| {' | '.join(cells)} |"
 
 
@@ -127,13 +147,11 @@ def claim(results: Results, arm: str) -> str:
     return "" if found is None else str(found[0])
 
 
-def default(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
+def default(known: MeasuredLosses) -> Iterator[str]:
     """Which schedule is the default, and why."""
-    found = least_losing([results for _, results in experiments], SMALLER)
-    arm, times = found.most_common(1)[0]
     yield (
-        f"A run that names no schedule has `{arm}`. It is the one that lost least in most of the experiments of the "
-        f"table, in {times} of {found.total()}, of those that were tried there and save about a quarter."
+        f"A run that names no schedule has `{known.default}`. Of the presets that were tried and save about a quarter, "
+        f"it lost least in {known.default_won} of {known.default_of} kinds of runs."
     )
 
 
@@ -179,6 +197,26 @@ def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
                 _saving(saved_at_equal_loss(seeds, results)),
             ]
             yield f"| {' | '.join(cells)} |"
+
+
+def cost_table(every: Mapping[str, Results]) -> Iterator[str]:
+    """What the experiments cost, by what their names begin with: runs, steps, and core-hours of the steps alone."""
+    yield "| experiments | runs | steps | core-hours |"
+    yield "|---|---|---|---|"
+    rows: dict[str, list[float]] = {}
+    for name, results in every.items():
+        row = rows.setdefault(name.split("-")[0], [0, 0, 0.0])
+        for run in (run for seeds in results.values() for run in seeds.values()):
+            known = [s for s in run["stages"] if s["seconds_per_step"] is not None]
+            spent = sum(s["seconds_per_step"] * (s["stop"] - s["start"]) for s in known)
+            row[0] += 1
+            row[1] += run["steps"]
+            row[2] += spent * run["environment"]["torch_threads"] / 3600
+    for name in sorted(rows, key=ORDER.index):
+        runs, steps, hours = rows[name]
+        yield f"| {name} | {runs:.0f} | {steps:,.0f} | {hours:.1f} |"
+    runs, steps, hours = map(sum, zip(*rows.values(), strict=True))
+    yield f"| all | {runs:.0f} | {steps:,.0f} | {hours:.1f} |"
 
 
 def plot(experiment: Experiment, results: Results, path: Path) -> None:
@@ -240,6 +278,9 @@ def main() -> None:
     for _, experiment, own in every:
         check_runs(experiment, own)
     main_ones = [(experiment, results) for _, experiment, results in every if experiment.main and "dense" in results]
+    known = measured(main_ones)
+    if (package := arguments.out.parents[1] / "estfx" / "schedules").is_dir():
+        write(known, package)
     together: dict[str, Results] = {}
     lags, sections = [], []
     for name, experiment, own in every:
@@ -258,9 +299,13 @@ def main() -> None:
         picture = arguments.out.parent / "images" / f"quality-{name}.svg"
         plot(experiment, results, picture)
         sections += [f"![Held-out loss against FLOPs, and steps behind dense](images/{picture.name})", ""]
+    law_picture("est", arguments.out.parent / "images" / "quality-law.svg")
     words = {
         "brief": brief(main_ones),
-        "default": default(main_ones),
+        "default": default(known),
+        "map": map_table(known),
+        "cost": cost_table({name: own for name, _, own in every if own}),
+        "refit": refit_table("est"),
         "summary": summary(main_ones),
         "lags": lag_table(lags),
         "laws": prediction_table(),

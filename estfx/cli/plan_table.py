@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from estfx.cli.plan_estimate import Estimate
+from estfx.cli.plan_losses import KnownLosses
 from estfx.costs import Plan
 from estfx.showing import print_shown
 
@@ -12,9 +13,17 @@ __all__ = ["print_plan"]
 
 
 def print_plan(
-    console: Console, model: str, plan: Plan, estimate: Estimate | None = None, papers: Plan | None = None
+    console: Console,
+    model: str,
+    plan: Plan,
+    estimate: Estimate | None = None,
+    papers: Plan | None = None,
+    losses: KnownLosses | None = None,
 ) -> None:
-    """Prints the stages, what each costs, and what the schedule saves; of EST too, if `papers` is its plan."""
+    """Prints the stages, what each costs, what the schedule saves, and what is known of its loss.
+
+    If `papers` is the plan of EST, it prints what that saves, too.
+    """
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -24,9 +33,10 @@ def print_plan(
     if papers is not None:
         say(
             f"instead         --preset est, the paper's, saves {papers.saving_model:.2%} of the whole model's, and is "
-            f"whole from step {papers.stages[-1].start:,} on; its loss was higher wherever both were measured "
-            "(docs/quality.md)"
+            f"whole from step {papers.stages[-1].start:,} on"
         )
+    for number, line in enumerate(losses.lines() if losses is not None else ()):
+        say(f"{'loss' if number == 0 else '':16}{line}")
     if estimate is not None:
         saved = estimate.hours_whole - estimate.hours
         say(

@@ -55,6 +55,12 @@ class Plan(Shown, BaseModel):
         )
 
     @property
+    def length(self) -> tuple[int, float, int]:
+        """Steps of the run, its tokens for each parameter of the whole model, and these parameters."""
+        parameters = self.whole.parameters
+        return self.whole.steps, self.whole.steps * self.batch_size * self.seq_len / parameters, round(parameters)
+
+    @property
     def saving_layers(self) -> float:
         """The fraction of the layers' training FLOPs that the schedule saves."""
         return 1 - sum(s.steps * s.flops_layers for s in self.stages) / (self.whole.steps * self.whole.flops_layers)

@@ -38,7 +38,7 @@ def schedule_for_saving(
 
     With the preset `compound` it is a shallow and narrow model that grows, with `stacking` one that is shallow
     alone, with `growing` one that is narrow alone, with `est` the paper's stages, drawn anew at every step. Without
-    one it is `compound`, which lost least in nearly all that was measured (docs/quality.md), but `growing` for a model
+    one it is `compound`, which lost least in most of what was measured (docs/quality.md), but `growing` for a model
     that was loaded, since the other two overwrite layers. `keep` is the fraction of heads and neurons with
     `growing` (by default 0.25), of layers with `stacking`, of all of them with `est` and `compound` (0.5).
 

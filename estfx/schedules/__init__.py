@@ -7,8 +7,9 @@ needs torch is loaded when it is first asked for: a schedule can be read and ref
 from typing import TYPE_CHECKING
 
 from estfx.lazy_names import lazy_names
-from estfx.schedules.draws import SCORES, Draw, PolicyName, Scores, draw_units, selection_policy
-from estfx.schedules.preset_by_name import PRESETS, default_preset, preset_schedule
+from estfx.schedules.draws import CYCLE, SCORES, Draw, PolicyName, Scores, draw_units, selection_policy
+from estfx.schedules.measured_losses import FittedLaw, MeasuredLoss, MeasuredLosses, MeasuredRun, measured_losses
+from estfx.schedules.preset_by_name import PRESETS, default_preset, preset_of, preset_schedule
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Count, Fraction, Share, Stage, kept_count
 
@@ -33,12 +34,17 @@ _MODULES = {
     "widths_of_layers": "estfx.schedules.step_draw",
 }
 __all__ = [
+    "CYCLE",
     "PRESETS",
     "SCORES",
     "Count",
     "Draw",
     "DrawnLayer",
+    "FittedLaw",
     "Fraction",
+    "MeasuredLoss",
+    "MeasuredLosses",
+    "MeasuredRun",
     "PolicyName",
     "Schedule",
     "Scores",
@@ -52,6 +58,8 @@ __all__ = [
     "draw_units",
     "kept_count",
     "layers_of_stage",
+    "measured_losses",
+    "preset_of",
     "preset_schedule",
     "selection_policy",
     "units_kept",

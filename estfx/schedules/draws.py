@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from estfx.errors import EstfxError
 from estfx.settings import nearest
 
 __all__ = [
+    "CYCLE",
     "POLICIES",
     "SCORES",
     "Draw",
@@ -33,6 +34,7 @@ __all__ = [
     "spread_layers",
 ]
 
+CYCLE = 2_000  # optimizer steps in which a rolling window goes round, if a schedule does not say
 _WORD = 2**64
 
 
@@ -50,6 +52,7 @@ class Draw:
     # policy was registered without scores, or nothing was learnt of them yet
     scores: NDArray[np.float64] | None = field(default=None, compare=False)
     exploration: float = 0.0  # the share of the kept units that the schedule wants drawn at random
+    cycle: int = CYCLE  # optimizer steps in which the schedule wants all units to have had their turn
 
     def words(self, number: int) -> NDArray[np.uint64]:
         """That many random numbers, all of 64 bits alike: the same ones for the same seed, step, role and size."""
@@ -117,6 +120,7 @@ def draw_units(
     kept: int,
     scores: NDArray[np.float64] | None = None,
     exploration: float = 0.0,
+    cycle: int = CYCLE,
 ) -> NDArray[np.int64]:
     """Draws `kept` of `size` units for each of `num_layers` layers by the policy of that name.
 
@@ -131,9 +135,9 @@ def draw_units(
         raise EstfxError(f"there is no selection policy {policy!r}; there are {', '.join(POLICIES)}.")
     if kept == size:
         return np.tile(np.arange(size, dtype=np.int64), (num_layers, 1))
-    draw = Draw(seed, step, role, num_layers, size, kept, scores, exploration)
+    draw = Draw(seed, step, role, num_layers, size, kept, scores, exploration, cycle)
     drawn = POLICIES[policy](draw)
-    if POLICIES[policy] not in (_random, _window, _highest):
+    if POLICIES[policy] not in (_random, _window, _rolling, _highest):
         _check(policy, draw, drawn)
     return drawn
 
@@ -167,6 +171,20 @@ def _window(draw: Draw) -> NDArray[np.int64]:
     """
     offsets = draw.words(draw.num_layers) % np.uint64(draw.size - draw.kept + 1)  # bias below size / 2^64
     return offsets.astype(np.int64)[:, None] + np.arange(draw.kept, dtype=np.int64)
+
+
+@selection_policy("rolling")
+def _rolling(draw: Draw) -> NDArray[np.int64]:
+    """A run of neighbours that moves on, one unit after the other, evenly, and begins again after the last.
+
+    It goes round in `cycle` steps. So the part changes slowly, and every unit is at work as long as any other. Each
+    layer begins somewhere else, at random. With a larger `kept`, a run that begins with the same units.
+
+    Source: FedRolex (arXiv 2212.01548), where it moves from one client to the next.
+    """
+    begins = replace(draw, step=0).words(draw.num_layers) % np.uint64(draw.size)
+    now = (begins.astype(np.int64) + draw.step * draw.size // draw.cycle)[:, None]
+    return np.sort((now + np.arange(draw.kept, dtype=np.int64)) % draw.size, axis=1)
 
 
 @selection_policy("weight_magnitude", scores="weight")

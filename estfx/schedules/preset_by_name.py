@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from estfx.errors import ScheduleError
+from estfx.schedules.measured_losses import measured_losses
 from estfx.schedules.schedule import Schedule
 from estfx.settings import nearest
 
-__all__ = ["PRESETS", "default_preset", "preset_schedule"]
+__all__ = ["PRESETS", "default_preset", "preset_of", "preset_schedule"]
 
 PRESETS = ("est", "growing", "stacking", "compound")  # those whose stages grow to the whole
+_STEPS = 1_000  # of a run in which any preset has room for its stages
+_OF_LENGTH = {"stages", "total_steps", "in_shares", "idle_units"}  # compared by other means, or not
 
 
 def default_preset(*, loaded: bool = False) -> str:
     """The preset of a run that names none, in Python as on the command line.
 
-    It is `compound`, which lost least in nearly all runs of the lengths that were measured (docs/quality.md). For a
-    model that was loaded it is `growing`: the other overwrites layers with copies of others until they join.
+    It is the one that lost least in most of the runs that were measured (`measured_losses`). For a model that was
+    loaded it is `growing`: others overwrite layers with copies of others until they join.
     """
-    return "growing" if loaded else "compound"
+    return "growing" if loaded else measured_losses().default
+
+
+def preset_of(schedule: Schedule) -> str | None:
+    """The preset with the same stages and rules, wherever the stages start; None if there is none."""
+    return next((name for name in PRESETS if _rules(preset_schedule(name, _STEPS)) == _rules(schedule)), None)
+
+
+def _rules(schedule: Schedule) -> tuple[Any, ...]:
+    stages = [(stage.layers, stage.heads, stage.neurons) for stage in schedule.stages]
+    return schedule.model_dump(exclude=_OF_LENGTH), stages, schedule.leaves_idle_alone
 
 
 def preset_schedule(

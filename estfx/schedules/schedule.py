@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NoReturn, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from estfx.errors import EstfxError, ScheduleError
-from estfx.schedules.draws import SCORES, PolicyName
+from estfx.schedules.draws import CYCLE, SCORES, PolicyName
 from estfx.schedules.presets import SHARES, est_stages, growing_stages, stages_over
 from estfx.schedules.shown_stages import stages_blocks, stages_chart
 from estfx.schedules.stage import Count, Share, Stage, checked_step, checked_total, kept_count
@@ -27,8 +27,9 @@ __all__ = ["Schedule"]
 class Schedule(Shown, Settings):
     """The stages of a training run, from the first step to the last.
 
-    `policy` says which units a draw keeps: `random` ones (EST), a `window`, one contiguous run of them, or what a
-    policy of one's own says (`estfx.selection_policy`). Two rank units by a score and keep the best, in each layer, or
+    `policy` says which units a draw keeps: `random` ones (EST), a `window`, one contiguous run of them, a `rolling`
+    window, which moves on slowly and goes round in `cycle_steps` optimizer steps, or what a policy of one's own says
+    (`estfx.selection_policy`). Two rank units by a score and keep the best, in each layer, or
     of all layers together (`ranking`, with three widths of layers): `weighted_gradient_magnitude` by the running mean
     of |weight · gradient|, `weight_magnitude` by the weights. They rank anew every `refresh_every` optimizer steps and
     at the beginning of each stage; the share `exploration` of what is kept is drawn at random among the other units, so
@@ -44,7 +45,8 @@ class Schedule(Shown, Settings):
     `idle_units` says whether optimizers may change units that took no part in a step, whose gradients are zeros: by
     weight decay and old momentum (`updated`), or not at all (`left_alone`). Units that stay out for thousands of steps
     and are decayed all the while are nearly zero when they join, and may stay so. By default they are left alone if
-    the part is drawn once or by a policy that ranks. A skipped layer has no gradient and is left alone in any case.
+    the part is drawn once, by a policy that ranks or by a rolling window. A skipped layer has no gradient and is left
+    alone in any case.
 
     `joining_layers` says what a layer is when it joins: as it was initialised, or one of `copies`. Layers are then not
     drawn: those that run are spread evenly, and every other one follows the nearest before it that runs and has tensors
@@ -66,11 +68,12 @@ class Schedule(Shown, Settings):
     ranking: Literal["per_layer", "global"] = "per_layer"  # of units, by policies that rank them
     refresh_every: Count = 100  # optimizer steps after which they are ranked anew
     exploration: Share = 0.1  # of the kept units, drawn at random among those that rank lower
+    cycle_steps: Count = CYCLE  # optimizer steps in which a rolling window goes round
     draws: Literal["per_layer", "shared"] = "per_layer"  # of units: each layer its own, or all the same
     resample_every: Count | Literal["never"] = 1  # optimizer steps that train the same units and layers
     kept_units: Literal["scaled", "as_is"] = "scaled"  # sums over kept units: by total / kept, or as they are
     # what took no part in a step: optimizers leave it alone or change it, as by weight decay; null: they leave it alone
-    # if units are drawn once or ranked, and so stay out for long
+    # if units are drawn once, ranked or rolling, and so stay out for long
     idle_units: Literal["left_alone", "updated"] | None = None
     # layers that are never skipped, of those that can be; negative ones count from the last: [0, -1]
     always_run: Annotated[Sequence[Annotated[int, Field(strict=True)]], AfterValidator(tuple)] = ()
@@ -82,10 +85,21 @@ class Schedule(Shown, Settings):
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> Self:
         check_order(self.stages, self.total_steps)
+        if self.copies_layers:
+            if self.policy in SCORES:
+                raise ValueError(
+                    "joining_layers=copies is for policies that rank nothing, since a copy would be ranked by what it "
+                    f"was before; got policy={self.policy}."
+                )
+            check_copies(self.stages, shared=self.draws == "shared")
         return self
 
     @model_validator(mode="after")
-    def _ranks_if_asked_to(self) -> Self:
+    def _policy_is_told_what_it_knows(self) -> Self:
+        if self.policy == "rolling" and self.resample_every == "never":
+            raise ValueError("a rolling window moves with the steps; with resample_every=never it would stand still.")
+        if self.policy in ("random", "window", *SCORES) and self.cycle_steps != CYCLE:
+            raise ValueError(f"cycle_steps is for the policy rolling; the policy {self.policy} does not go round.")
         if self.policy not in SCORES:
             for name in ("ranking", "refresh_every", "exploration"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -97,18 +111,6 @@ class Schedule(Shown, Settings):
             raise ValueError("ranking=global gives layers widths of their own; with draws=shared all keep the same.")
         return self
 
-    @model_validator(mode="after")
-    def _copies_what_is_known(self) -> Self:
-        if not self.copies_layers:
-            return self
-        if self.resample_every != "never" or self.policy in SCORES:
-            raise ValueError(
-                "joining_layers=copies is for layers that stay what they are once they run: with resample_every=never "
-                f"and a policy that ranks nothing; got resample_every={self.resample_every}, policy={self.policy}."
-            )
-        check_copies(self.stages, shared=self.draws == "shared")
-        return self
-
     @property
     def copies_layers(self) -> bool:
         """Whether layers that are not at work follow those that are."""
@@ -118,7 +120,7 @@ class Schedule(Shown, Settings):
     def leaves_idle_alone(self) -> bool:
         """Whether optimizers leave alone what took no part in a step."""
         if self.idle_units is None:
-            return self.resample_every == "never" or self.policy in SCORES
+            return self.resample_every == "never" or self.policy in (*SCORES, "rolling")
         return self.idle_units == "left_alone"
 
     @classmethod

@@ -132,6 +132,7 @@ def _units(
             kept=width,
             scores=scores_RN,
             exploration=0.0 if scores_RN is None else schedule.exploration,
+            cycle=schedule.cycle_steps,
         )
         for width in set(each)
     }

@@ -20,6 +20,7 @@ from estfx.costs.schedule_plan import Plan
 from estfx.costs.target_saving import schedule_saving
 from estfx.errors import ScheduleError
 from estfx.programs.program import analysed
+from estfx.schedules.measured_losses import measured_losses
 from estfx.schedules.schedule import Schedule
 from estfx.settings import SettingsError
 from estfx.tracing.capture import default_inputs
@@ -225,3 +226,40 @@ def test_refusals(tmp_path: Path) -> None:
     assert "the model takes 64 positions, but --seq-len is 65" in refused("--seq-len", 65)
     assert "give either --mfu or --bench" in refused("--hardware", "h200", "--mfu", 0.5, "--bench", tmp_path / "x")
     assert "were asked for" in refused("--target-saving", 0.99)
+
+
+def test_what_was_measured_of_such_a_schedule_is_quoted_with_what_is_unlike_it() -> None:
+    text, found = run().stdout, json.loads(run("--json").stdout)["losses"]
+    known = measured_losses()
+    steps, tokens = 1000, 1000 * 2 * 32 / found_parameters()
+    assert found["steps"] == steps
+    assert found["tokens_per_parameter"] == pytest.approx(tokens)
+    assert [one["preset"] for one in found["presets"]] == ["compound", "est"]
+    for one in found["presets"]:
+        nearest = known.nearest(one["preset"], steps, tokens)
+        assert nearest is not None
+        assert one["run"] == nearest.model_dump(mode="json")
+        assert f"{one['preset']} {nearest.presets[one['preset']].above_dense:.3f}" in text
+    law = known.law("est")
+    assert law is not None
+    assert found["presets"][1]["predicted"] == list(law.at(steps))
+    assert f"est {law.at(steps)[0]:.3f}" in text
+    beyond = list(known.beyond(steps, tokens, round(found_parameters())))
+    assert any("parameters" in each for each in beyond)  # of so small a model nothing is known
+    assert found["beyond"] == beyond
+    assert f"none of them: {', '.join(beyond)}" in text
+
+
+def found_parameters() -> float:
+    whole = json.loads(run("--json").stdout)["plan"]["whole"]
+    return float(whole["parameters"])
+
+
+def test_of_a_schedule_that_is_no_preset_nothing_is_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    Schedule.model_validate({"stages": [{"start": 0, "heads": 0.5}, {"start": 9}], "total_steps": 1000}).to_yaml(path)
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    assert "nats a byte" not in result.stdout
+    Schedule.stacking(1000).to_yaml(path)
+    assert "stacking" in run(path).stdout

@@ -56,3 +56,31 @@ def test_predictions_were_made_of_runs_that_were_not_known():
         known = {point["experiment"] for point in stored["points"][row["arm"]]}
         assert row["experiment"] not in known
     assert len(list(laws.prediction_table())) == 2 + len(stored["of"])
+
+
+def test_a_floor_and_a_second_power_are_found_again():
+    steps = (400, 1000, 2000, 4800, 8000, 19200)
+    floor = [Point("run", n, n / 10, 32, 0.01 + 200 * n**-1.2, 1) for n in steps]
+    form = laws.FORMS["steps, with a floor"]
+    fit, _ = form.fit(floor)
+    assert fit[-1] == pytest.approx(0.01, rel=0.01)
+    assert -fit[1] == pytest.approx(1.2, rel=0.01)
+    both = [Point("run", n, n * b / 10, b, 50 * n**-1.0 * b**-0.5, 1) for n in steps for b in (8, 32)]
+    form = laws.FORMS["steps and sequences a step"]
+    fit, errors = form.fit(both)
+    assert -fit[1:] == pytest.approx([1.0, 0.5])
+    assert errors == pytest.approx([0, 0, 0], abs=1e-6)
+    assert form.left_out(both) == pytest.approx(1.0)
+    assert laws.FORMS["steps"].left_out(both) > 1.2
+
+
+def test_of_one_kind_of_run_there_is_one_point():
+    kinds = [(point.steps, point.tokens, point.batch) for point in laws.points("est")]
+    assert len(kinds) == len(set(kinds))
+
+
+def test_a_law_is_dashed_where_there_are_no_runs(tmp_path):
+    laws.picture("est", tmp_path / "law.svg")
+    drawn = (tmp_path / "law.svg").read_text()
+    assert "the same, extrapolated" in drawn
+    assert "stroke-dasharray" in drawn

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import claims
 import compared
+import measured_map
 import numpy as np
 import pytest
 import tables
 from compared import at_equal_seconds, difference, saved_at_equal_loss, seconds
 from experiment import Experiment
 
-from estfx.schedules import default_preset
+from estfx.schedules import default_preset, measured_losses
 
 EXPERIMENTS = Path(tables.__file__).parent / "experiments"
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
@@ -128,12 +129,29 @@ def test_runs_that_were_not_trained_alike_are_refused():
         compared.check_runs(experiment, {"dense": {0: run("dense")}, "est": {0: other_text}})
 
 
-def test_the_default_schedule_is_the_one_that_lost_least():
-    """Runs that are made later may say another: then the default has to change, or the reason for it."""
-    every = [(Experiment.from_yaml(path), path.stem) for path in EXPERIMENTS.glob("*.yaml")]
-    stored = [compared.stored(name) for experiment, name in every if experiment.main]
-    found = compared.least_losing([results for results in stored if "dense" in results], tables.SMALLER)
-    assert found.most_common(1)[0][0] == default_preset()
+def test_the_map_in_the_package_is_that_of_the_stored_runs():
+    """Runs that are made later may say another default, too."""
+    known = measured_map.measured(measured_map.main_experiments())
+    assert known == measured_losses(), "run python benchmarks/quality/tables.py"
+    assert known.default == default_preset()
+
+
+def test_an_arm_is_on_the_map_if_its_schedule_is_a_presets():
+    def with_schedule(spent, **schedule):
+        config = {"schedule": schedule, "train": {"total_steps": 1000}, "model": {"name": "gpt2"}}
+        return {0: with_flops(1000, 1.1, spent) | {"seed": 0, "config": config}}
+
+    moved = [{"start": 0, "heads": 0.5, "neurons": 0.5, "layers": 0.5}, {"start": 9, "heads": 0.5, "neurons": 0.5}]
+    results = {
+        "dense": {0: with_flops(1000, 1.0) | {"seed": 0, "config": {"schedule": {"preset": "dense"}, "train": {}}}},
+        "the-papers": with_schedule(0.75, stages=[*moved, {"start": 20}]),
+        "often": with_schedule(0.75, stages=[*moved, {"start": 20}], resample_every=100),
+        "two": with_schedule(0.75, stages=moved),
+        "grown": with_schedule(0.75, preset="growing"),
+        "cheap": with_schedule(0.5, preset="compound"),  # saves too much to stand beside the others
+    }
+    found = measured_map.presets_of(results)
+    assert found == {"est": results["the-papers"], "growing": results["grown"]}
 
 
 def test_what_lost_least_is_counted():
@@ -146,8 +164,24 @@ def test_what_lost_least_is_counted():
 @pytest.mark.sweep(day=1, days=2)
 def test_the_page_is_made_of_the_stored_results(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "plot", lambda *_: None)
+    monkeypatch.setattr(tables, "law_picture", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["tables.py", "--out", str(tmp_path / "quality.md")])
     tables.main()
     for name in ("quality.md", "quality-record.md"):
         stored = PAGE.with_name(name).read_text()
         assert (tmp_path / name).read_text() == stored, "run python benchmarks/quality/tables.py"
+
+
+def test_what_experiments_cost_is_added_up():
+    run = {"steps": 3600, "environment": {"torch_threads": 2}}
+    stages = [{"start": 0, "stop": 3600, "seconds_per_step": 1.0}]
+    short = [{"start": 0, "stop": 2, "seconds_per_step": None}]  # all of it compiled
+    every = {"mini-one": {"dense": {0: run | {"stages": stages}, 1: run | {"stages": stages}}}}
+    every |= {
+        "mini-two": {"est": {0: run | {"stages": stages + short}}},
+        "tiny-one": {"est": {0: run | {"stages": short}}},
+    }
+    *_, mini, tiny, total = tables.cost_table(every)
+    assert mini == "| mini | 3 | 10,800 | 6.0 |"
+    assert tiny == "| tiny | 1 | 3,600 | 0.0 |"
+    assert total == "| all | 4 | 14,400 | 6.0 |"

@@ -90,6 +90,24 @@ def test_what_does_not_run_yet_follows_what_does(name: str, optimizer: str) -> N
         assert not torch.equal(before.get_parameter(first), after.get_parameter(first))
 
 
+@pytest.mark.parametrize("policy", ["rolling", "random"])
+def test_layers_that_join_may_have_had_other_units_at_every_step(policy: str) -> None:
+    stages = [stage.model_copy(update={"heads": 0.5, "neurons": 0.5}) for stage in STAGES[:2]]
+    every = {"resample_every": 1, "draws": "shared", "policy": policy}
+    schedule = Schedule(**{**dict(COPIES), **every, "stages": (*stages, STAGES[2])})
+    model = evolving("llama_grouped", schedule)
+    own = OPTIMIZERS["adamw"](model.parameters())
+    layers = layers_of(model)
+    for step in range(6):
+        model.set_step(step)
+        units = [kept["neurons"].tolist() for kept in model.subnetwork.units.values()]
+        assert all(each == units[0] for each in units)
+        one_step(model, own, step)
+        for layer, source in enumerate(SOURCES[3 * (step // 3)]):
+            if layer != source:
+                assert_same(layers[source], layers[layer], own)
+
+
 def stacked(shallow: Any, before: torch.optim.Optimizer, sources: Sequence[int], name: str) -> Any:
     """A deeper model made by hand, and its optimizer, whose layers are copies of a shallow one's."""
     deep = build(name, **depth(name, len(sources)))
@@ -311,8 +329,7 @@ def test_a_model_that_was_loaded_is_warned_of(tmp_path: Path, caplog: pytest.Log
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resample_every": 1}, "resample_every=never"),
-        ({"policy": "weight_magnitude"}, "ranks nothing"),
+        ({"policy": "weight_magnitude"}, "policies that rank nothing"),
         ({"stages": (Stage(start=0), Stage(start=4, layers=0.5))}, "depth that grows; stage 2 runs 0.5"),
         ({"stages": (Stage(start=0, layers=0.5), Stage(start=4, heads=0.5), Stage(start=8))}, "use draws=shared"),
     ],

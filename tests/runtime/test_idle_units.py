@@ -100,6 +100,7 @@ def test_at_work_an_optimizer_does_what_it_does_anyway() -> None:
         ({"resample_every": 1}, False),
         ({"resample_every": 1, "idle_units": "left_alone"}, True),
         ({"idle_units": "updated"}, False),
+        ({"resample_every": 1, "policy": "rolling"}, True),
         ({"resample_every": 1, "policy": "weight_magnitude"}, True),
         ({"resample_every": 1, "policy": "weight_magnitude", "idle_units": "updated"}, False),
     ],

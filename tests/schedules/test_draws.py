@@ -13,14 +13,14 @@ from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Stage
 from estfx.schedules.step_draw import draw_step
 
-policies = st.sampled_from(["random", "window"])
+policies = st.sampled_from(["random", "window", "rolling"])
 seeds = st.integers(0, 2**64 - 1)
 steps = st.integers(0, 10**12)
 
 
 @st.composite
-def sizes(draw):
-    size = draw(st.integers(1, 300))
+def sizes(draw, most=300):
+    size = draw(st.integers(1, most))
     return size, draw(st.integers(1, size))
 
 
@@ -63,10 +63,12 @@ def test_the_stream_is_stable():
     arguments = {"seed": 7, "step": 1234, "num_layers": 2, "size": 12, "kept": 4}
     random = draw_units("random", role="heads", **arguments)
     window = draw_units("window", role="neurons", **arguments)
+    rolling = draw_units("rolling", role="neurons", **arguments)
     odd = draw_units("random", role="heads", **arguments | {"size": 7})
     layers = draw_layers(seed=7, step=1234, num_layers=6, kept=3)
     assert random.tolist() == [[4, 5, 7, 8], [2, 9, 10, 11]]
     assert window.tolist() == [[6, 7, 8, 9], [3, 4, 5, 6]]
+    assert rolling.tolist() == [[5, 6, 7, 8], [3, 4, 5, 6]]
     assert odd.tolist() == [[0, 2, 4, 5], [0, 1, 4, 5]]
     assert layers.nonzero()[0].tolist() == [2, 4, 5]
 
@@ -124,6 +126,33 @@ def test_window_offsets_are_uniform():
     assert_uniform(np.bincount(offsets, minlength=11), 10_000, 1 / 11)
 
 
+@given(seeds, sizes(most=20), st.integers(1, 6))
+def test_a_rolling_window_goes_round_evenly_and_slowly(seed, sizes, slow):
+    size, kept = sizes
+    cycle = size * slow
+    at_work = np.zeros(size, dtype=int)
+    before = None
+    for step in range(cycle):
+        (now,) = draw_units(
+            "rolling", seed=seed, step=step, role="heads", num_layers=1, size=size, kept=kept, cycle=cycle
+        )
+        at_work[now] += 1
+        if before is not None:
+            assert len(set(now) - set(before)) == (step % slow == 0 and kept < size)
+        before = now
+    assert (at_work == kept * slow).all()
+
+
+def test_a_wider_rolling_window_keeps_what_a_narrow_one_did():
+    common = {"seed": 3, "role": "neurons", "num_layers": 6, "size": 20}
+    for step in (0, 999, 12_345):
+        narrow, wide = (draw_units("rolling", step=step, kept=kept, **common) for kept in (7, 12))
+        for few, more in zip(narrow.tolist(), wide.tolist(), strict=True):
+            assert set(few) < set(more)
+    begins = draw_units("rolling", step=0, kept=1, **common | {"num_layers": 10_000})[:, 0]
+    assert_uniform(np.bincount(begins, minlength=20), 10_000, 1 / 20)
+
+
 def overlap(a_LK, b_LK, size):
     """Mean share of units that two draws have in common."""
     both = [len(set(a) & set(b)) for a, b in zip(a_LK.tolist(), b_LK.tolist(), strict=True)]
@@ -166,7 +195,7 @@ def test_a_count_that_cannot_be_is_refused(kept):
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(EstfxError, match="there is no selection policy 'best'; there are random, window"):
+    with pytest.raises(EstfxError, match="there is no selection policy 'best'; there are random, window, rolling"):
         draw_units("best", seed=0, step=0, role="heads", num_layers=1, size=12, kept=3)
 
 

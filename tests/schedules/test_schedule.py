@@ -75,7 +75,13 @@ def test_constant_is_one_stage():
         ({"stages": stages(0), "polcy": "random"}, "unknown key 'polcy'; did you mean 'policy'?"),
         (
             {"stages": stages(0), "policy": "best"},
-            "unknown selection policy 'best'; known are random, weight_magnitude, weighted_gradient_magnitude, window.",
+            "unknown selection policy 'best'; known are random, rolling, weight_magnitude, "
+            "weighted_gradient_magnitude, window.",
+        ),
+        ({"stages": stages(0), "policy": "rolling", "resample_every": "never"}, "it would stand still"),
+        (
+            {"stages": stages(0), "cycle_steps": 100},
+            "cycle_steps is for the policy rolling; the policy random does not",
         ),
         ({"stages": [{"start": 0}, {"start": 5, "headz": 1}]}, "stage 2: unknown key 'headz'; did you mean 'heads'?"),
         ({"stages": [{"start": 0, "heads": 1.5}]}, "stage 1: heads must be less than or equal to 1, got 1.5."),

@@ -26,7 +26,7 @@ def llama():
     return LlamaForCausalLM(config)
 
 
-@pytest.mark.parametrize("policy", ["random", "window"])
+@pytest.mark.parametrize("policy", ["random", "window", "rolling"])
 @pytest.mark.parametrize("make", [llama, Universal])
 def test_what_is_written_down_of_a_model_gives_the_subnetworks_that_it_trains(make, policy):
     schedule = Schedule(stages=STAGES, policy=policy, neurons_multiple_of=4)

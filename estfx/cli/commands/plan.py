@@ -82,7 +82,7 @@ def plan(
     _refuse(target_saving, hardware, plot, out)
     from estfx.bench import mfu_measured
     from estfx.errors import ScheduleError
-    from estfx.schedules import Schedule, preset_schedule
+    from estfx.schedules import Schedule, preset_of, preset_schedule
     from estfx.settings import SettingsError
     from estfx.training import check_model, holds_weights, parse_options
     from estfx.waiting import working
@@ -111,6 +111,7 @@ def plan(
     measured = mfu_measured(bench) if bench is not None else None
     with working("loading transformers"):
         from estfx.cli.plan_estimate import Estimate, estimated, of_bytes, run_settings
+        from estfx.cli.plan_losses import KnownLosses
         from estfx.costs import little_left, plans, schedule_saving
         from estfx.quiet import quiet_transformers
         from estfx.training import build_model, fitting_length
@@ -134,6 +135,7 @@ def plan(
         if planned is not None:
             with suppress(ScheduleError):  # where it cannot save as much
                 papers = planned.with_boundaries(schedule_saving(planned, compared[1], target_saving))
+    losses = KnownLosses.of(found, [name for name in (preset_of(stages), None if papers is None else "est") if name])
     estimate: Estimate | None = None
     if hardware is not None:
         estimate = estimated(found, hardware, num_devices, mfu, measured, price)
@@ -151,12 +153,13 @@ def plan(
             "saving": {"layers": found.saving_layers, "model": found.saving_model},
             "est": None if papers is None else papers.model_dump(mode="json"),
             "estimate": None if estimate is None else estimate.model_dump(mode="json"),
+            "losses": losses.model_dump(mode="json"),
         }
         typer.echo(json.dumps(shown, indent=2))
     else:
         from estfx.cli.plan_table import print_plan
 
-        print_plan(Console(), model, found, estimate, papers=papers)
+        print_plan(Console(), model, found, estimate, papers=papers, losses=losses)
     if (warning := little_left(stages)) is not None:
         typer.echo(f"warning: {warning}", err=True)
     for path in filter(None, (plot, out)):

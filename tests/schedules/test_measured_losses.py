@@ -1,0 +1,102 @@
+"""What was measured of the presets, and a law that was fitted to it."""
+
+import math
+
+import pytest
+
+from estfx.schedules import PRESETS, FittedLaw, MeasuredLoss, MeasuredLosses, MeasuredRun, measured_losses
+
+
+def loss(value, seeds=3):
+    ends = (None, None) if seeds == 1 else (value - 0.01, value + 0.01)
+    return MeasuredLoss(above_dense=value, low=ends[0], high=ends[1], seeds=seeds, saving=0.25, no_worse="not decided")
+
+
+def run(steps, tokens, parameters=1000, **presets):
+    return MeasuredRun(
+        title=f"A model of {parameters}",
+        family="gpt2",
+        parameters=parameters,
+        steps=steps,
+        tokens_per_parameter=tokens,
+        tokens_per_step=4096,
+        dense_short=0.05,
+        presets=presets,
+    )
+
+
+def known(*runs):
+    return MeasuredLosses(default="compound", default_won=1, default_of=2, laws=(), runs=runs)
+
+
+def test_the_nearest_run_is_by_ratios():
+    short, long = run(1000, 20, est=loss(0.1)), run(8000, 160, est=loss(0.02), compound=loss(0.01))
+    losses = known(short, long)
+    assert losses.nearest("est", 2000, 40) is short  # a factor of two, and four
+    assert losses.nearest("est", 4000, 80) is long
+    assert losses.nearest("compound", 1000, 20) is long  # the only one
+    assert losses.nearest("growing", 1000, 20) is None
+
+
+def test_of_runs_that_are_as_near_the_one_with_most_seeds_is_taken_and_then_the_largest_model():
+    one, more, larger = (
+        run(1000, 20, 1000, est=loss(0.1, 1)),
+        run(1000, 20, 500, est=loss(0.1, 3)),
+        run(1000, 20, 2000, est=loss(0.1, 3)),
+    )
+    assert known(one, more).nearest("est", 1000, 20) is more
+    assert known(one, more, larger).nearest("est", 1000, 20) is larger
+
+
+def test_what_was_not_measured_is_named():
+    losses = known(run(1000, 20.4, 50_000), run(8000, 160, 498_000))
+    assert list(losses.beyond(1000, 100, 60_000)) == []
+    assert list(losses.beyond(150_000, 9.88, 124_439_808)) == [
+        "150,000 steps (measured: 1,000 to 8,000)",
+        "9.9 tokens a parameter (measured: 20 to 160)",
+        "120,000,000 parameters (measured: 50,000 to 500,000)",
+    ]
+
+
+def test_the_default_says_why_and_where_it_was_not_measured():
+    losses = known(run(1000, 20), run(8000, 160))
+    why = "compound lost least in 1 of 2 kinds of runs that were measured"
+    assert losses.why_default(2000, 40, 1000) == why
+    assert losses.why_default(16000, 40, 1000) == (
+        f"{why}; this run is like none of them: 16,000 steps (measured: 1,000 to 8,000)"
+    )
+
+
+def test_a_law_is_surest_in_the_middle_of_its_points():
+    law = FittedLaw(
+        preset="est",
+        family="gpt2",
+        intercept=math.log(200),
+        slope=-math.log(2),
+        spread=0.1,
+        mean=11,
+        squares=4,
+        points=5,
+        quantile=3.18,
+        first=1000,
+        last=4000,
+    )
+    value, low, high = law.at(2048)
+    assert value == pytest.approx(200 / 2048)
+    assert low < value < high
+    assert math.log(high / value) == pytest.approx(3.18 * 0.1 * math.sqrt(1.2))
+    assert law.at(100_000)[2] / law.at(100_000)[0] > high / value
+
+
+def test_what_the_package_holds_is_whole():
+    losses = measured_losses()
+    assert losses.default in PRESETS
+    assert 0 < losses.default_won <= losses.default_of <= len(losses.runs)
+    assert {name for each in losses.runs for name in each.presets} <= set(PRESETS)
+    assert losses.law("est") is not None
+    assert losses.law("dense") is None
+    for each in losses.runs:
+        for found in each.presets.values():
+            assert (found.low is None) == (found.seeds == 1)
+            assert 0.2 < found.saving < 0.3
+            assert found.seeds >= 5 or found.no_worse == "not decided"
