@@ -22,10 +22,9 @@ def test_a_model_that_is_loaded_keeps_its_layers_and_weights(tmp_path):
 
 
 def test_what_does_not_go_with_the_default_says_that_it_is_the_default():
-    settings = RunConfig.load(None, ["schedule.resample_every=5"]).schedule
-    with pytest.raises(
-        ScheduleError, match=r"got resample_every=5.* The schedule is compound, the default; name anoth"
-    ):
+    settings = RunConfig.load(None, ["schedule.policy=weight_magnitude"]).schedule
+    told = r"got policy=weight_magnitude\. The schedule is compound, the default; name another"
+    with pytest.raises(ScheduleError, match=told):
         settings.build(100)
 
 
