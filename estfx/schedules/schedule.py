@@ -97,7 +97,7 @@ class Schedule(Shown, Settings):
     @model_validator(mode="after")
     def _policy_is_told_what_it_knows(self) -> Self:
         if self.policy == "rolling" and self.resample_every == "never":
-            raise ValueError("a rolling window moves with the steps; with resample_every=never it would stand still.")
+            raise ValueError("a rolling window would stand still with resample_every=never; set resample_every=1.")
         if self.policy in ("random", "window", *SCORES) and self.cycle_steps != CYCLE:
             raise ValueError(f"cycle_steps is for the policy rolling; the policy {self.policy} does not go round.")
         if self.policy not in SCORES:

@@ -78,7 +78,7 @@ def test_constant_is_one_stage():
             "unknown selection policy 'best'; known are random, rolling, weight_magnitude, "
             "weighted_gradient_magnitude, window.",
         ),
-        ({"stages": stages(0), "policy": "rolling", "resample_every": "never"}, "it would stand still"),
+        ({"stages": stages(0), "policy": "rolling", "resample_every": "never"}, "a rolling window would stand still"),
         (
             {"stages": stages(0), "cycle_steps": 100},
             "cycle_steps is for the policy rolling; the policy random does not",
