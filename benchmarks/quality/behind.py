@@ -10,13 +10,11 @@ learning rate decayed over them, to have the arm's held-out loss (`steps_needed`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from estfx.training import DECAY
 
 __all__ = [
     "Course",
@@ -36,7 +34,8 @@ WINDOW = 0.05  # the share of the run over which differences are averaged
 EXPONENTS = np.linspace(0.05, 2.0, 79)
 Runs = dict[int, dict[str, Any]]  # an arm's, by seed
 Results = dict[str, Runs]  # by arm
-SAME = ("total_steps", "batch_size", "learning_rate", "learning_rate_shape", "weight_decay")  # as dense has it
+# as dense has it
+SAME = ("total_steps", "batch_size", "learning_rate", "learning_rate_shape", "decay_share", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,7 @@ def comparable(arm: dict[str, Any], dense: dict[str, Any]) -> bool:
     whole model, and if that begins before the learning rate falls.
     """
     settings, its = (run["config"]["train"] for run in (arm, dense))
-    if its.get("learning_rate_shape") != SHAPE or _decay_share(settings) != _decay_share(its):
-        return False
-    if any(settings.get(name) != its.get(name) for name in SAME):
+    if its.get("learning_rate_shape") != SHAPE or any(settings.get(name) != its.get(name) for name in SAME):
         return False
     *parts, last = (stage["flops_of_whole_model"] for stage in arm["stages"])
     grown_at = arm["stages"][-1]["start"]
@@ -112,12 +109,7 @@ def comparable(arm: dict[str, Any], dense: dict[str, Any]) -> bool:
 
 def _held(dense: dict[str, Any]) -> float:
     """Until when the learning rate is held."""
-    return float((1 - _decay_share(dense["config"]["train"])) * dense["steps"])
-
-
-def _decay_share(settings: Mapping[str, Any]) -> float:
-    """Of a run; those that were made before there was such a setting had the default."""
-    return float(settings.get("decay_share", DECAY))
+    return float((1 - dense["config"]["train"]["decay_share"]) * dense["steps"])
 
 
 def losses_above(one: Runs, other: Runs, seeds: Iterable[int]) -> np.ndarray[Any, Any]:

@@ -26,8 +26,6 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from estfx.training import DECAY
-
 __all__ = [
     "FEWEST_SEEDS",
     "LEVEL",
@@ -204,7 +202,6 @@ SAME = (  # where partners must agree
     ("share of decay", "config.train.decay_share"),
     ("weight decay", "config.train.weight_decay"),
 )
-BEFORE = {"config.train.decay_share": DECAY}  # what runs had that were made before there was such a setting
 
 
 def check_alike(one: Mapping[str, Any], other: Mapping[str, Any], declared: Collection[str] = ()) -> None:
@@ -212,7 +209,7 @@ def check_alike(one: Mapping[str, Any], other: Mapping[str, Any], declared: Coll
     for what, place in SAME:
         if place.rsplit(".", 1)[-1] in declared:
             continue
-        first, second = (_at(result, place) or BEFORE.get(place) for result in (one, other))
+        first, second = _at(one, place), _at(other, place)
         if first != second:
             raise Unlike(
                 f"{one['experiment']}: {one['arm']} and {other['arm']} (seed {one['seed']}) differ in {what}: {first} "

@@ -20,6 +20,8 @@ from behind import Results, Runs, losses_above, steps_needed
 from claims import Claim, Difference
 from experiment import RESULTS, Experiment
 
+from estfx.training import RunConfig
+
 __all__ = [
     "at_equal_seconds",
     "check_runs",
@@ -34,10 +36,12 @@ __all__ = [
 
 
 def stored(name: str) -> Results:
-    """What there is of an experiment."""
+    """What there is of an experiment. A setting that there was not yet when a run was made is as it is by default."""
     found: Results = {}
+    usual = RunConfig().train.model_dump(mode="json")
     for path in sorted((RESULTS / name).glob("*.json")):
         result = json.loads(path.read_text())
+        result["config"]["train"] = usual | result["config"]["train"]
         found.setdefault(result["arm"], {})[result["seed"]] = result
     return found
 

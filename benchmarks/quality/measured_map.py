@@ -45,14 +45,12 @@ def presets_of(results: Results) -> dict[str, Runs]:
 
 def measured(experiments: Sequence[tuple[Experiment, Results]]) -> MeasuredLosses:
     """What the experiments show."""
-    runs = []
+    runs, by_preset = [], []
     for experiment, results in experiments:
         one = next(iter(results["dense"].values()))
-        presets = {
-            name: loss
-            for name, of_preset in presets_of(results).items()
-            if (loss := _loss(of_preset, results)) is not None
-        }
+        own = presets_of(results)
+        by_preset.append({**own, "dense": results["dense"]})
+        presets = {name: loss for name, each in own.items() if (loss := _loss(each, results)) is not None}
         short = difference(results.get("dense-short", {}), results["dense"])
         train = one["config"]["train"]
         runs.append(
@@ -67,7 +65,7 @@ def measured(experiments: Sequence[tuple[Experiment, Results]]) -> MeasuredLosse
                 presets=presets,
             )
         )
-    won = least_losing([presets_of(results) | {"dense": results["dense"]} for _, results in experiments], PRESETS)
+    won = least_losing(by_preset, PRESETS)
     (name, times), *_ = won.most_common(1)
     runs.sort(key=lambda run: (run.steps, run.tokens_per_parameter))
     return MeasuredLosses(

@@ -14,6 +14,7 @@ def loss(step):
 
 def run(loss_at, stages=((0, 1.0),), held_out=1.0, steps=TOTAL, **train):
     settings = {"learning_rate_shape": "warmup_stable_decay", "learning_rate": 4e-3, "total_steps": TOTAL}
+    settings |= {"decay_share": 0.2}
     starts = [start for start, _ in stages] + [steps]
     return {
         "steps": steps,
