@@ -63,6 +63,11 @@ class Difference:
     by_seed: tuple[float, ...]
     by_kind: Mapping[str, float]  # of text; empty if it is not known which block is of which work
 
+    def __str__(self) -> str:
+        low, high = self.interval()
+        seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)}"
+        return f"{self.mean:.3f} " + (f"[{low:.3f}, {high:.3f}], {seeds}" if self.seeds > 1 else f"({seeds})")
+
     @property
     def seeds(self) -> int:
         return len(self.by_seed)

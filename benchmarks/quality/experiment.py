@@ -25,11 +25,16 @@ from estfx.schedules import Schedule, Stage
 from estfx.settings import Settings, SettingsError, nearest
 from estfx.training import RunConfig, build_model
 
-__all__ = ["ROOT", "Arm", "Experiment", "Plans", "Run", "Solved", "found"]
+__all__ = ["ORDER", "ROOT", "Arm", "Experiment", "Plans", "Run", "Solved", "found"]
 
 ROOT = Path(__file__).parents[2]
 UNITS = ("layers", "heads", "neurons")
 RUNS, RESULTS = ROOT / "runs" / "quality", ROOT / "benchmarks" / "results" / "quality"
+# what names of experiments begin with, in the order of the record
+ORDER = (
+    *("base", "mini", "small", "medium", "tiny", "deep", "long"),
+    *("init", "steps", "rates", "variants", "ablations", "search", "bpe"),
+)
 
 
 class Arm(Settings):

@@ -5,7 +5,7 @@
 
 Losses are in nats a token of held-out text, of the whole model, at the same positions for all arms. What may be claimed
 of them was decided before: claims.py. A page's source names a figure as `{{ above EXPERIMENT ARM }}`, and a claim as
-`{{ claim EXPERIMENT ARM }}`.
+`{{ claim EXPERIMENT ARM }}` (no worse than dense) or `{{ better EXPERIMENT ARM }}` (than dense for as many FLOPs).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from behind import Results, lag_table, lags_over_time
+from behind import Results, lag_table
 from claims import Difference
 from compared import (
     at_equal_seconds,
@@ -30,31 +30,18 @@ from compared import (
     seconds,
     stored,
 )
-from experiment import ROOT, Experiment, found
+from core_hours import cost_table
+from curves import plot
+from experiment import ORDER, ROOT, Experiment, found
+from factors import CELLS, factor_table
 from laws import picture as law_picture
 from laws import prediction_table, refit_table
 from measured_map import map_table, measured, write
 
 from estfx.schedules import MeasuredLosses
 
-ORDER = (
-    "base",
-    "mini",
-    "small",
-    "medium",
-    "tiny",
-    "deep",
-    "long",
-    "init",
-    "steps",
-    "rates",
-    "variants",
-    "ablations",
-    "search",
-    "bpe",
-)
-# arms of the table of all sizes: those that train less than the whole for a while
 README = ("<!-- made by benchmarks/quality/tables.py -->", "<!-- until here -->")  # what it writes there lies between
+# arms of the table of all sizes: those that train less than the whole for a while
 SMALLER = ("est", "constant", "grown", "stacked", "compound-at-once", "compound")
 
 
@@ -134,17 +121,19 @@ def brief(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
 def above(results: Results, arm: str) -> str:
     """By how much an arm's loss is above dense's, for reading."""
     found = difference(results.get(arm, {}), results.get("dense", {}))
-    if found is None:
-        return ""
-    low, high = found.interval()
-    seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
-    return f"{found.mean:.3f} " + (f"[{low:.3f}, {high:.3f}], {seeds}" if math.isfinite(low) else f"({seeds})")
+    return "" if found is None else str(found)
 
 
 def claim(results: Results, arm: str) -> str:
     """Whether an arm is no worse than dense, in three words and with its power."""
     found = claims_of(results.get(arm, {}), results)
     return "" if found is None else str(found[0])
+
+
+def better(results: Results, arm: str) -> str:
+    """Whether an arm is better than dense for as many FLOPs, likewise."""
+    found = claims_of(results.get(arm, {}), results)
+    return "" if found is None else str(found[1])
 
 
 def default(known: MeasuredLosses) -> Iterator[str]:
@@ -180,7 +169,7 @@ def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
             against = difference(seeds, dense)
             if against is None:
                 continue
-            no_worse, better = claims_of(seeds, results) or ("", "")
+            no_worse, than_short = claims_of(seeds, results) or ("", "")
             cells = [
                 experiment.title,
                 f"{one['tokens'] / one['parameters']:.0f}",
@@ -190,80 +179,13 @@ def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
                 ", ".join(f"{kind} {mean:+.3f}" for kind, mean in against.by_kind.items()),
                 str(no_worse),
                 _interval(difference(seeds, short)),
-                str(better),
+                str(than_short),
                 _interval(difference(seeds, at_equal_seconds(seeds, results) or {})),
                 *(f"{saved(seeds[min(seeds)], one, part):.1%}" for part in ("model", "layers")),
                 _seconds_saved(seeds),
                 _saving(saved_at_equal_loss(seeds, results)),
             ]
             yield f"| {' | '.join(cells)} |"
-
-
-def cost_table(every: Mapping[str, Results]) -> Iterator[str]:
-    """What the experiments cost, by what their names begin with: runs, steps, and core-hours of the steps alone."""
-    yield "| experiments | runs | steps | core-hours |"
-    yield "|---|---|---|---|"
-    rows: dict[str, list[float]] = {}
-    for name, results in every.items():
-        row = rows.setdefault(name.split("-")[0], [0, 0, 0.0])
-        for run in (run for seeds in results.values() for run in seeds.values()):
-            known = [s for s in run["stages"] if s["seconds_per_step"] is not None]
-            spent = sum(s["seconds_per_step"] * (s["stop"] - s["start"]) for s in known)
-            row[0] += 1
-            row[1] += run["steps"]
-            row[2] += spent * run["environment"]["torch_threads"] / 3600
-    for name in sorted(rows, key=ORDER.index):
-        runs, steps, hours = rows[name]
-        yield f"| {name} | {runs:.0f} | {steps:,.0f} | {hours:.1f} |"
-    runs, steps, hours = map(sum, zip(*rows.values(), strict=True))
-    yield f"| all | {runs:.0f} | {steps:,.0f} | {hours:.1f} |"
-
-
-def plot(experiment: Experiment, results: Results, path: Path) -> None:
-    """Held-out loss against the FLOPs spent, and how many steps the arms are behind dense: means over seeds."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file from the same results
-    from matplotlib import pyplot
-
-    dense = results.get("dense", {})
-    lags = {name: lag for name, seeds in results.items() if (lag := lags_over_time(seeds, dense))}
-    width = 12 if lags else 7
-    figure, panels = pyplot.subplots(1, 1 + bool(lags), figsize=(width, 4.2), layout="constrained", squeeze=False)
-    axes = panels[0, 0]
-    colours = {name: pyplot.cm.tab20(number % 20) for number, name in enumerate(results)}
-    for name, seeds in results.items():
-        if experiment.arms[name].stopped is not None:
-            continue
-        curves = [result["held_out_curve"] for result in seeds.values()]
-        steps = [step for step, _ in curves[0]]
-        losses = np.mean([[loss for _, loss in curve] for curve in curves], axis=0)
-        one = next(iter(seeds.values()))
-        axes.plot([_spent(one, step) for step in steps], losses, label=name, color=colours[name])
-    axes.set_xlabel("FLOPs of the whole model, in steps that train all of it")
-    axes.set_ylabel("held-out loss, nats a token")
-    every = [
-        loss
-        for seeds in results.values()
-        for r in seeds.values()
-        for _, loss in r["held_out_curve"][len(r["held_out_curve"]) // 3 :]
-    ]
-    axes.set_ylim(min(every) - 0.05, float(np.quantile(every, 0.9)))
-    for name, lag in lags.items():
-        panels[0, 1].plot(*zip(*lag, strict=True), color=colours[name])
-    if lags:
-        panels[0, 1].set_xlabel("steps of the run, until the learning rate falls")
-        panels[0, 1].set_ylabel("steps behind dense")
-    figure.legend(loc="outside right upper")
-    figure.suptitle(experiment.title)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
-def _spent(result: dict[str, Any], step: int) -> float:
-    shares = ((s["flops_of_whole_model"], s["start"], s["stop"]) for s in result["stages"])
-    return sum(share * (min(step, stop) - start) for share, start, stop in shares if step > start)
 
 
 def main() -> None:
@@ -305,6 +227,7 @@ def main() -> None:
         "default": default(known),
         "map": map_table(known),
         "cost": cost_table({name: own for name, _, own in every if own}),
+        "factors": factor_table({cell: stored(cell) for cell in CELLS}),
         "refit": refit_table("est"),
         "summary": summary(main_ones),
         "lags": lag_table(lags),
@@ -326,7 +249,7 @@ def main() -> None:
 
 def fill(page: str, filled: Mapping[str, str], results: Mapping[str, Results]) -> str:
     """A page with its tables, figures and claims. Raises KeyError for one that is not there."""
-    making: dict[str, Callable[[Results, str], str]] = {"above": above, "claim": claim}
+    making: dict[str, Callable[[Results, str], str]] = {"above": above, "claim": claim, "better": better}
 
     def made(match: re.Match[str]) -> str:
         word, *of = match[1].split()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tables
 from compared import at_equal_seconds, difference, saved_at_equal_loss, seconds
+from core_hours import cost_table
 from experiment import Experiment
 
 from estfx.schedules import default_preset, measured_losses
@@ -181,7 +182,7 @@ def test_what_experiments_cost_is_added_up():
         "mini-two": {"est": {0: run | {"stages": stages + short}}},
         "tiny-one": {"est": {0: run | {"stages": short}}},
     }
-    *_, mini, tiny, total = tables.cost_table(every)
+    *_, mini, tiny, total = cost_table(every)
     assert mini == "| mini | 3 | 10,800 | 6.0 |"
     assert tiny == "| tiny | 1 | 3,600 | 0.0 |"
     assert total == "| all | 4 | 14,400 | 6.0 |"
