@@ -56,7 +56,6 @@ def measured(experiments: Sequence[tuple[Experiment, Results]]) -> MeasuredLosse
         runs.append(
             MeasuredRun(
                 title=experiment.title,
-                family=one["config"]["model"]["name"],
                 parameters=one["parameters"],
                 steps=one["steps"],
                 tokens_per_parameter=round(one["tokens"] / one["parameters"], 1),

@@ -69,13 +69,14 @@ class KnownLosses(BaseModel):
         for run, alike in groupby(self.presets, key=lambda one: one.run):
             yield (
                 f"in nats a byte above the whole model's, in the nearest run that was measured ({run.title}): "
-                f"{run.steps:,} steps of {run.tokens_per_step:,} tokens, {run.tokens_per_parameter:,.0f} a parameter, "
-                "a quarter of the FLOPs saved"
+                f"{run.steps:,} steps of {run.tokens_per_step:,} tokens, {run.tokens_per_parameter:,.0f} a parameter"
             )
             for one in alike:
                 seeds = f"{one.loss.seeds} seed{'s' * (one.loss.seeds > 1)}"
                 value = _interval(one.loss.above_dense, one.loss.low, one.loss.high)
-                yield f"  {one.preset} {value}, {seeds}; that it is no worse than the whole model: {one.loss.no_worse}"
+                saved = f"{one.loss.saving:.0%} of the FLOPs saved"
+                word = one.loss.no_worse
+                yield f"  {one.preset} {value}, {seeds}, {saved}; that it is no worse than the whole model: {word}"
             if run.dense_short is not None:
                 yield f"  the whole model, trained for as few FLOPs {run.dense_short:.3f}"
         for one in self.presets:
@@ -83,7 +84,8 @@ class KnownLosses(BaseModel):
                 law = one.law
                 outside = "" if self.steps <= law.last else ", which is longer than all of them"
                 yield (
-                    f"by a law fitted to {law.points} kinds of runs of {law.first:,} to {law.last:,} steps: "
+                    f"by a law fitted to {law.points} kinds of runs of {law.family}, of {law.first:,} to {law.last:,} "
+                    "steps: "
                     f"{one.preset} {_interval(*one.predicted)} after {self.steps:,}{outside}"
                 )
         if self.default_won is not None:

@@ -36,7 +36,6 @@ class MeasuredRun(_Figures):
     """A model and a length of run, with what was measured of it."""
 
     title: str  # the model's, in words
-    family: str
     parameters: int
     steps: int
     tokens_per_parameter: float
@@ -49,7 +48,7 @@ class FittedLaw(_Figures):
     """What a preset loses falls as a power of the steps: log(loss) = intercept + slope · log2(steps)."""
 
     preset: str
-    family: str
+    family: str  # of the models, as transformers names it
     intercept: float
     slope: float
     spread: float  # standard deviation of the residuals

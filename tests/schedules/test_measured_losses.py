@@ -15,7 +15,6 @@ def loss(value, seeds=3):
 def run(steps, tokens, parameters=1000, **presets):
     return MeasuredRun(
         title=f"A model of {parameters}",
-        family="gpt2",
         parameters=parameters,
         steps=steps,
         tokens_per_parameter=tokens,
