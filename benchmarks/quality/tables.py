@@ -37,6 +37,7 @@ from factors import CELLS, factor_table
 from laws import picture as law_picture
 from laws import prediction_table, refit_table
 from measured_map import map_table, measured, write
+from rates import rates_table
 
 from estfx.schedules import MeasuredLosses
 
@@ -228,6 +229,7 @@ def main() -> None:
         "map": map_table(known),
         "cost": cost_table({name: own for name, _, own in every if own}),
         "factors": factor_table({cell: stored(cell) for cell in CELLS}),
+        **{name: rates_table(name) for name, *_ in every if name.startswith("rates")},
         "refit": refit_table("est"),
         "summary": summary(main_ones),
         "lags": lag_table(lags),

@@ -1,0 +1,91 @@
+"""A fair rate for each schedule: its losses over a small grid of peaks and shares of decay, and the best of them.
+
+A schedule that is compared at the rate that is best for dense may lose by that alone. So each has the grid, and what
+counts is its best loss against dense's best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from behind import Results
+from compared import stored
+from experiment import Experiment, found
+
+from estfx.schedules import preset_of
+from estfx.training import RunConfig
+
+__all__ = ["Rate", "grid_of", "rates_table"]
+
+KINDS = {
+    "dense": "dense",
+    "dense-short": "dense for as many FLOPs",
+    "est": "EST",
+    "compound": "compound",
+    "growing": "a quarter of the width",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Rate:
+    """How a learning rate goes: up to a peak, and down over the last share of the run."""
+
+    peak: float
+    decay_share: float
+
+    def __str__(self) -> str:
+        return f"{self.peak * 1000:g}e-3, {self.decay_share:.0%}"
+
+
+Grid = dict[str, dict[Rate, float]]  # by the kind of schedule, the held-out loss
+
+
+def grid_of(results: Results, whole_steps: int, seed: int = 0) -> Grid:
+    """The losses of a seed's runs. Runs of the whole model for fewer steps than `whole_steps` are dense-short's."""
+    grid: Grid = {}
+    for run in (runs[seed] for runs in results.values() if seed in runs):
+        kind = _kind(run, whole_steps)
+        if kind is not None:
+            train = run["config"]["train"]
+            rate = Rate(train["learning_rate"], train["decay_share"])
+            grid.setdefault(kind, {})[rate] = float(np.mean(run["block_losses"]))
+    return grid
+
+
+def _kind(run: dict[str, Any], whole_steps: int) -> str | None:
+    config = RunConfig.from_mapping(run["config"])
+    schedule = config.schedule.build(config.train.total_steps)
+    if run["steps"] < config.train.total_steps:
+        return None  # stopped before its rate fell
+    if all(stage.whole for stage in schedule.stages):
+        return "dense" if run["steps"] == whole_steps else "dense-short"
+    name = preset_of(schedule)
+    return name if name in KINDS else None
+
+
+def rates_table(name: str) -> Iterator[str]:
+    """The grid of an experiment, with the best of each schedule, and what that loses against the best of dense."""
+    experiment = Experiment.from_yaml(found(name))
+    assert experiment.beside is not None
+    beside = stored(experiment.beside)
+    grid = grid_of(beside | stored(name), next(iter(beside["dense"].values()))["steps"])
+    rates = sorted({rate for row in grid.values() for rate in row})
+    least_of_dense = min(grid["dense"].values())
+    yield f"| {experiment.title} | {' | '.join(map(str, rates))} | best minus dense's best |"
+    yield f"|{'---|' * (len(rates) + 2)}"
+    for kind, what in KINDS.items():
+        row = grid.get(kind, {})
+        if len(row) < 2:
+            continue
+        least = min(row.values())
+        cells = [_cell(row.get(rate), least) for rate in rates]
+        yield f"| {' | '.join([what, *cells, f'{least - least_of_dense:+.4f}'])} |"
+
+
+def _cell(loss: float | None, least: float) -> str:
+    if loss is None:
+        return ""
+    return f"**{loss:.4f}**" if loss == least else f"{loss:.4f}"
