@@ -8,7 +8,8 @@ nats a byte, and a fifth of what dense loses when it spends as few FLOPs (dense-
 - Why a fifth: what is saved is worth what dense-short loses. A schedule that keeps four fifths of it is worth it.
 
 Both must hold. Each is tested at 5 %, one-sided. So a schedule that is worse by the whole margin is called good in 5 %
-of trials at most, however few or noisy its runs are. A claim *holds* if both tests say so. It *does not* if the
+of trials at most, however noisy its runs are. That is so of one claim that is looked at once: of many claims, more are
+false. A claim *holds* if both tests say so. It *does not* if the
 opposite is as sure (each at 2.5 %). It is *not decided* otherwise, or with fewer than five seeds.
 
 Differences are paired: same seed, same initial weights, same data in the same order, same held-out blocks. Two things
@@ -40,10 +41,11 @@ __all__ = [
     "holds",
 ]
 
-MARGIN = 0.01  # nats a token
+MARGIN = 0.01  # nats a byte
 SHARE = 0.2  # of dense-short's loss
 LEVEL = 0.05  # how often a false claim may be made
-FEWEST_SEEDS = 5
+FEWEST_SEEDS = 5  # for a claim
+FEWEST_OF_INTERVAL = 3  # of two seeds that happen to agree an interval would be far too narrow
 
 Word = Literal["holds", "does not", "not decided"]
 Runs = Mapping[int, Mapping[str, Any]]  # by seed
@@ -66,15 +68,15 @@ class Difference:
     def __str__(self) -> str:
         low, high = self.interval()
         seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)}"
-        return f"{self.mean:.3f} " + (f"[{low:.3f}, {high:.3f}], {seeds}" if self.seeds > 1 else f"({seeds})")
+        return f"{self.mean:.3f} " + (f"[{low:.3f}, {high:.3f}], {seeds}" if math.isfinite(low) else f"({seeds})")
 
     @property
     def seeds(self) -> int:
         return len(self.by_seed)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Two-sided. Infinite for one seed: nothing is known of others."""
-        half = self._quantile((1 + level) / 2) * self.error if self.seeds > 1 else math.inf
+        """Two-sided. Infinite for one seed or two: too little is known of others."""
+        half = self._quantile((1 + level) / 2) * self.error if self.seeds >= FEWEST_OF_INTERVAL else math.inf
         return self.mean - half, self.mean + half
 
     def at_most(self, level: float = LEVEL) -> float:
@@ -101,7 +103,7 @@ class Claim:
     word: Word
     difference: Difference
     margin: float  # the smaller of the two, for this model
-    power: float  # to say *holds* of a schedule that loses nothing
+    power: float  # at most so often *holds* is said of a schedule that loses nothing: the smaller of both tests'
     why: str = ""  # it is not decided, if there are too few seeds
 
     def __str__(self) -> str:
@@ -202,8 +204,13 @@ SAME = (  # where partners must agree
     ("tokens", "config.data.tokenizer"),
     ("length", "config.data.seq_len"),
     ("batch size", "config.train.batch_size"),
+    ("accumulation", "config.train.accumulation"),
+    ("warm-up", "config.train.warmup_steps"),
+    ("precision", "config.train.precision"),
+    ("optimizer", "config.train.optimizer"),
     ("learning rate", "config.train.learning_rate"),
     ("shape of the learning rate", "config.train.learning_rate_shape"),
+    ("what the learning rate falls with", "config.train.learning_rate_falls_with"),
     ("share of decay", "config.train.decay_share"),
     ("weight decay", "config.train.weight_decay"),
 )

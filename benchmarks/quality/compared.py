@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import claims
@@ -20,54 +19,78 @@ from behind import Results, Runs, losses_above, steps_needed
 from claims import Claim, Difference
 from experiment import RESULTS, Experiment
 
-from estfx.training import RunConfig
-
 __all__ = [
     "at_equal_seconds",
     "check_runs",
     "claims_of",
+    "contests",
     "difference",
-    "least_losing",
     "saved",
     "saved_at_equal_loss",
     "seconds",
     "stored",
+    "works_of",
 ]
+
+# how runs were made before there was such a setting
+BEFORE = {
+    "train": {
+        "learning_rate_shape": "cosine",
+        "learning_rate_falls_with": "steps",
+        "decay_share": 0.2,
+        "rewarm_steps": 0,
+        "optimizer_state": "kept",
+        "zero_joining": None,
+    },
+    "schedule": {"idle_units": "updated"},
+}
 
 
 def stored(name: str) -> Results:
-    """What there is of an experiment. A setting that there was not yet when a run was made is as it is by default."""
+    """What there is of an experiment. A setting that there was not yet when a run was made is as it was then."""
     found: Results = {}
-    usual = RunConfig().train.model_dump(mode="json")
     for path in sorted((RESULTS / name).glob("*.json")):
         result = json.loads(path.read_text())
-        result["config"]["train"] = usual | result["config"]["train"]
+        for part, settings in BEFORE.items():
+            result["config"][part] = settings | result["config"][part]
         found.setdefault(result["arm"], {})[result["seed"]] = result
     return found
 
 
-def difference(one: Runs, other: Runs, less: tuple[float, Runs, Runs] | None = None) -> Difference | None:
-    """One arm's loss above another's, over the seeds that both have; None without any.
+def difference(
+    one: Runs, other: Runs, less: tuple[float, Runs, Runs] | None = None, seeds: Collection[int] | None = None
+) -> Difference | None:
+    """One arm's loss above another's, over the seeds that all have; None without any.
 
-    `less`: a share of what a third arm's losses are above a fourth's, which is taken off.
+    `less`: a share of what a third arm's losses are above a fourth's, which is taken off. `seeds`: of these alone.
     """
-    seeds = sorted(one.keys() & other.keys() if less is None else one.keys() & other.keys() & less[1].keys())
-    if not seeds:
+    runs = [one, other, *(less[1:] if less is not None else ())]
+    common = sorted(set.intersection(*(set(each) for each in runs)).intersection(one if seeds is None else seeds))
+    if not common:
         return None
-    losses_SB = losses_above(one, other, seeds)
+    losses_SB = losses_above(one, other, common)
     if less is not None:
         share, third, fourth = less
-        losses_SB = losses_SB - share * losses_above(third, fourth, seeds)
-    return claims.difference(losses_SB, *works_of(one[seeds[0]]))
+        losses_SB = losses_SB - share * losses_above(third, fourth, common)
+    return claims.difference(losses_SB, *works_of(one[common[0]]))
 
 
 def works_of(result: Mapping[str, Any]) -> tuple[list[int], list[str]] | tuple[()]:
-    """The work and the kind of text of each of a run's held-out blocks; nothing if that is not known."""
+    """The work and the kind of text of each of a run's held-out blocks; nothing for tokens of which that is not known.
+
+    Raises claims.Unlike if the run has another text than that whose blocks are known.
+    """
     known = blocks_known()
-    text = {kind: each["hash"] for kind, each in result.get("text", {}).get("kinds", {}).items()}
     of_tokens = known.get(result.get("config", {}).get("data", {}).get("tokenizer", ""))
-    if of_tokens is None or text != known["text"] or len(of_tokens["works"]) != len(result["block_losses"]):
+    if of_tokens is None:
         return ()
+    text = {kind: each["hash"] for kind, each in result["text"]["kinds"].items()}
+    if text != known["text"] or len(of_tokens["works"]) != len(result["block_losses"]):
+        raise claims.Unlike(
+            f"{result['experiment']}: {result['arm']} (seed {result['seed']}) has other held-out text than that of "
+            "blocks.json, so that it is not known which block is of which work. Gather that text (gather_text.py), or "
+            "write down its blocks (block_works.py)."
+        )
     return of_tokens["works"], of_tokens["kinds"]
 
 
@@ -81,9 +104,10 @@ def blocks_known() -> dict[str, Any]:
 def claims_of(arm: Runs, results: Results) -> tuple[Claim, Claim] | None:
     """Whether an arm is no worse than dense, and better than dense for as many FLOPs; None without both of them."""
     dense, short = results.get("dense", {}), results.get("dense-short", {})
-    above = difference(arm, dense, (0.0, short, dense))
+    seeds = arm.keys() & dense.keys() & short.keys()
+    above, of_short = difference(arm, dense, seeds=seeds), difference(short, dense, seeds=seeds)
     above_share = difference(arm, dense, (claims.SHARE, short, dense))
-    of_short, above_short = difference(short, dense), difference(arm, short)
+    above_short = difference(arm, short, seeds=seeds)
     if above is None or above_share is None or of_short is None or above_short is None:
         return None
     return claims.holds(above, above_share, of_short), claims.better(above_short, claims.MARGIN)
@@ -98,15 +122,24 @@ def check_runs(experiment: Experiment, results: Results) -> None:
                 claims.check_alike(result, partner, {*arm.train, *experiment.arms["dense"].train})
 
 
-def least_losing(experiments: Iterable[Results], arms: Iterable[str]) -> Counter[str]:
-    """In how many experiments each of the arms has the lowest loss of those that were run there."""
-    winners: Counter[str] = Counter()
+def contests(experiments: Iterable[Results], arms: Sequence[str]) -> list[tuple[str | None, tuple[str, ...]]]:
+    """For each experiment in which several of the arms were run: the one that lost least, and all that were.
+
+    Two arms are compared over the seeds that both have. None if none lost less than each of the others.
+    """
+    found = []
     for results in experiments:
-        above = {arm: difference(results.get(arm, {}), results.get("dense", {})) for arm in arms}
-        means = {arm: found.mean for arm, found in above.items() if found is not None}
-        if len(means) > 1:
-            winners[min(means, key=lambda arm: means[arm])] += 1
-    return winners
+        run = tuple(arm for arm in arms if results.get(arm))
+        if len(run) < 2:
+            continue
+        least = [arm for arm in run if all(_less(results[arm], results[other]) for other in run if other != arm)]
+        found.append((least[0] if least else None, run))
+    return found
+
+
+def _less(one: Runs, other: Runs) -> bool:
+    found = difference(one, other)
+    return found is not None and found.mean < 0
 
 
 def at_equal_seconds(seeds: dict[int, Any], results: Results) -> dict[int, Any] | None:
@@ -136,6 +169,7 @@ def at_equal_seconds(seeds: dict[int, Any], results: Results) -> dict[int, Any] 
 def saved_at_equal_loss(seeds: dict[int, Any], results: Results) -> tuple[float, float, float] | None:
     """What an arm saves of the FLOPs with which dense reaches the arm's loss, and the ends of its interval.
 
+    The interval is of the arm's loss alone: what dense-short loses is taken as it is.
     None unless dense and dense-short are known for one of the arm's seeds, with dense the better of the two.
     """
     dense, short = results.get("dense", {}), results.get("dense-short", {})
@@ -154,9 +188,9 @@ def saved_at_equal_loss(seeds: dict[int, Any], results: Results) -> tuple[float,
         return float(1 - spent / steps_needed(lost, of_short, share))
 
     found = claims.difference(lost_SB, *works_of(dense[first]))
-    if found.seeds < 2:
-        return saving(found.mean), -math.inf, math.inf
     low, high = found.interval()
+    if math.isinf(low):
+        return saving(found.mean), -math.inf, math.inf
     return saving(found.mean), saving(high), saving(low)
 
 

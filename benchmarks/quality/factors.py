@@ -1,9 +1,9 @@
 """Is it the family or the initialisation? GPT-2 and Llama, each with its closing projections divided at first and not.
 
 GPT-2 divides the initial weights of the projections that close a branch by √(2 · layers), Llama does not. So the two
-families alone differ in two things at once. With both forms of both there are four kinds of runs, and an effect is
-half of a sum of differences: of the family, that of the two Llamas from the two GPT-2s; of the division, that of the
-two divided ones from the two others; and what each does more in the presence of the other.
+families alone differ in two things at once. With both forms of both there are four kinds of runs. The effect of the
+family is the mean of the two Llamas less that of the two GPT-2s; that of the division is the mean of the two divided
+ones less that of the others. Of both together: by how much more the division does to Llama than to GPT-2.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["CELLS", "EFFECTS", "effect", "factor_table"]
 # experiment → Llama or GPT-2 (+1, -1), divided or not (+1, -1)
 CELLS = {"mini-gpt2": (-1, 1), "init-gpt2": (-1, -1), "mini-llama": (1, -1), "init-llama": (1, 1)}
 TITLES = {"mini-gpt2": "GPT-2", "init-gpt2": "GPT-2, undivided", "mini-llama": "Llama", "init-llama": "Llama, divided"}
-# the sign with which a kind of run is in the sum
+# with what weight a kind of run is in the sum
 EFFECTS = {
-    "of Llama": lambda family, divided: family,
-    "of the division": lambda family, divided: divided,
+    "of Llama": lambda family, divided: family / 2,
+    "of the division": lambda family, divided: divided / 2,
     "of both together": lambda family, divided: family * divided,
 }
 ARMS = {"dense-short": "dense for as many FLOPs", "est": "EST", "compound": "compound"}
@@ -36,8 +36,8 @@ def effect(name: str, arm: str, cells: Mapping[str, Results]) -> Difference | No
     seeds = sorted(set.intersection(*(own.keys() & dense.keys() for own, dense in pairs.values())))
     if not seeds:
         return None
-    signs = {cell: EFFECTS[name](*factors) for cell, factors in CELLS.items()}
-    losses_SB = sum(signs[cell] / 2 * losses_above(own, dense, seeds) for cell, (own, dense) in pairs.items())
+    weights = {cell: EFFECTS[name](*factors) for cell, factors in CELLS.items()}
+    losses_SB = sum(weights[cell] * losses_above(own, dense, seeds) for cell, (own, dense) in pairs.items())
     any_run = pairs["mini-gpt2"][0][seeds[0]]  # all have the same held-out text
     return claims.difference(np.asarray(losses_SB), *works_of(any_run))
 

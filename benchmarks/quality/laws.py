@@ -1,41 +1,28 @@
-"""How what EST loses falls with the length of a run, and what a saving by `compound` is worth: laws, and predictions.
-
-    python benchmarks/quality/laws.py predict     # writes down what the laws say of runs that are not made yet
-    python benchmarks/quality/laws.py             # compares the predictions with what was measured since
+"""How what EST loses falls with the length of a run, and what a saving by `compound` is worth: laws.
 
 A law is fitted to the GPT-2s that were trained with bytes as tokens and a learning rate that is held. Each experiment
 is one point, the mean of its seeds. EST's loss above dense's is scale · x ** -exponent, where x is the number of
 steps or of tokens a parameter, by least squares in logarithms. What a saving is worth is a line in the logarithm of
-the tokens a parameter. Predictions are kept with the date and the points that they were made from, and are never made
-again.
+the tokens a parameter.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from behind import Results
 from compared import difference, saved_at_equal_loss, stored
-from experiment import RESULTS, Experiment, Plans, found
+from experiment import RESULTS
 from scipy import optimize, stats
 
-__all__ = ["FITTED", "Law", "Point", "fitted", "picture", "points", "prediction_table", "refit_table"]
+__all__ = ["FITTED", "Law", "Point", "fitted", "once", "picture", "point_of", "points", "refit_table"]
 
-FILE = RESULTS / "predictions.json"
+NO_FLOOR = 1e-6  # nats: the fit ends at zero, where an error means nothing
 FITTED = ("est",)  # schedules whose loss falls by a law
-# experiments by schedule, whose runs are not made before the predictions are
-ASKED = {
-    "est": ("steps-400", "steps-1000", "steps-8000", "steps-19200", "steps-48000"),
-    "compound": ("steps-400", "tiny-gpt2"),
-}
 
 
 @dataclass(frozen=True)
@@ -95,17 +82,21 @@ def fitted(points: Sequence[Point], of: str, *, logarithmic: bool) -> Law:
 
 def points(arm: str) -> list[Point]:
     """What was measured of a schedule, at dense's own rate and shape: of a kind of run that with most seeds."""
-    made: dict[tuple[int, float, int], Point] = {}
-    for folder in sorted(each for each in RESULTS.iterdir() if each.is_dir()):
-        results = stored(folder.name)
-        point = _point(folder.name, results, arm)
-        if point is not None:
-            key = (point.steps, point.tokens, point.batch)
-            made[key] = max(made.get(key, point), point, key=lambda each: each.seeds)
-    return list(made.values())
+    folders = sorted(each.name for each in RESULTS.iterdir() if each.is_dir())
+    made = (point_of(name, stored(name), arm) for name in folders)
+    return once([point for point in made if point is not None])
 
 
-def _point(name: str, results: Results, arm: str) -> Point | None:
+def once(points: Sequence[Point]) -> list[Point]:
+    """Of each kind of run one point, that with most seeds."""
+    kept: dict[tuple[int, float, int], Point] = {}
+    for point in points:
+        key = (point.steps, point.tokens, point.batch)
+        kept[key] = max(kept.get(key, point), point, key=lambda each: each.seeds)
+    return list(kept.values())
+
+
+def point_of(name: str, results: Results, arm: str) -> Point | None:
     dense, runs = results.get("dense", {}), results.get(arm, {})
     above = difference(runs, dense)
     if above is None:
@@ -125,15 +116,6 @@ def _point(name: str, results: Results, arm: str) -> Point | None:
         value = worth[0]
     tokens = one["tokens"] / one["parameters"]
     return Point(name, one["steps"], tokens, config["train"]["batch_size"], value, above.seeds)
-
-
-def _asked(name: str) -> tuple[int, float]:
-    """Steps and tokens a parameter of an experiment that need not have been run."""
-    config = Plans.load(found(name)).config("dense")
-    results = stored("mini-gpt2")["dense"]
-    parameters = next(iter(results.values()))["parameters"]  # the same model in all that is asked
-    steps = config.train.total_steps
-    return steps, steps * config.train.batch_size * config.data.seq_len / parameters
 
 
 # -- fitted again -----------------------------------------------------------------------------------------------------
@@ -198,12 +180,13 @@ FORMS = {
 def refit_table(arm: str) -> Iterator[str]:
     """Each form of a law, fitted to all that was measured: its exponents, its floor, and how well it foretells."""
     known = [point for point in points(arm) if point.value > 0]
-    yield "| law in | exponents, two standard errors | floor | misses a run that it was not fitted to by | runs |"
+    yield "| law in | exponents, 95 % | floor | misses a run that it was not fitted to by | runs |"
     yield "|---|---|---|---|---|"
     for name, form in FORMS.items():
         fit, errors = form.fit(known)
-        powers = [f"{what} {-fit[place]:+.2f} ± {2 * errors[place]:.2f}" for place, what in enumerate(form.of, start=1)]
-        floor = f"{fit[-1]:.3f} ± {2 * errors[-1]:.3f}" if form.floor else ""
+        wide = float(stats.t.ppf(0.975, len(known) - len(fit))) * errors
+        powers = [f"{what} {-fit[place]:+.2f} ± {wide[place]:.2f}" for place, what in enumerate(form.of, start=1)]
+        floor = "" if not form.floor else "none" if fit[-1] < NO_FLOOR else f"{fit[-1]:.3f} ± {wide[-1]:.3f}"
         yield f"| {name} | {', '.join(powers)} | {floor} | a factor of {form.left_out(known):.2f} | {len(known)} |"
 
 
@@ -240,61 +223,3 @@ def picture(arm: str, path: Path, until: int = 150_000) -> None:
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
-
-
-# -- predictions -----------------------------------------------------------------------------------------------------
-
-
-def predictions() -> dict[str, Any]:
-    """What the laws say of experiments that have no results of the arm in question."""
-    made: dict[str, Any] = {"made": str(date.today()), "laws": [], "points": {}, "of": []}
-    for arm, names in ASKED.items():
-        known = points(arm)
-        made["points"][arm] = [asdict(point) for point in known]
-        for of in ("steps", "tokens") if arm == "est" else ("tokens",):
-            law = fitted(known, of, logarithmic=arm == "est")
-            made["laws"].append({"arm": arm, **asdict(law)})
-            for name in names:
-                if stored(name).get(arm):
-                    raise SystemExit(f"{name} was run with {arm} already; nothing can be predicted of it.")
-                steps, tokens = _asked(name)
-                x = {"steps": steps, "tokens": tokens}[of]
-                value, low, high = law.at(x)
-                row = {"arm": arm, "experiment": name, "by": of, "x": x, "value": value, "low": low, "high": high}
-                made["of"].append(row | {"extrapolates": law.extrapolates(x)})
-    return made
-
-
-def prediction_table() -> Iterator[str]:
-    """The predictions, and what was measured since."""
-    made = json.loads(FILE.read_text())
-    yield f"| predicted on {made['made']} | by a law in | says | 95 % | outside the law's data | measured |"
-    yield "|---|---|---|---|---|---|"
-    for row in made["of"]:
-        point = _point(row["experiment"], stored(row["experiment"]), row["arm"])
-        what = f"{row['arm']}, {Experiment.from_yaml(found(row['experiment'])).title}"
-        form = "{:.3f}" if row["arm"] == "est" else "{:.1%}"
-        measured = "not yet" if point is None else f"{form.format(point.value)}, {point.seeds} seeds"
-        says, low, high = (form.format(row[key]) for key in ("value", "low", "high"))
-        outside = "yes" if row["extrapolates"] else "no"
-        yield f"| {what} | {row['by']} | {says} | [{low}, {high}] | {outside} | {measured} |"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["predict"])
-    if parser.parse_args().what == "predict":
-        if FILE.exists():
-            raise SystemExit(f"{Path(FILE).name} is there: predictions are made once, before the runs.")
-        FILE.write_text(json.dumps(predictions(), indent=2) + "\n")
-    for arm in ASKED:
-        for point in points(arm):
-            print(arm, point)
-    for law in json.loads(FILE.read_text())["laws"]:
-        slope = f"{law['slope']:.3f} ± {2 * law['slope_error']:.3f}"
-        print(f"{law['arm']} by {law['of']}: slope {slope} a doubling, residuals {law['spread']:.2f}")
-    print(*prediction_table(), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

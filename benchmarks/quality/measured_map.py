@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from behind import Results, Runs
-from compared import claims_of, difference, least_losing, saved, stored
+from compared import claims_of, contests, difference, saved, stored
 from experiment import ROOT, Experiment, found
 from laws import FITTED, fitted, points
 from scipy import stats
@@ -56,19 +57,26 @@ def measured(experiments: Sequence[tuple[Experiment, Results]]) -> MeasuredLosse
         runs.append(
             MeasuredRun(
                 title=experiment.title,
+                family=one["config"]["model"]["name"],
                 parameters=one["parameters"],
                 steps=one["steps"],
-                tokens_per_parameter=round(one["tokens"] / one["parameters"], 1),
+                tokens_per_parameter=round(one["tokens"] / one["parameters"], 3),
                 tokens_per_step=train["batch_size"] * train["accumulation"] * one["config"]["data"]["seq_len"],
-                dense_short=None if short is None else round(short.mean, 4),
+                dense_short=None if short is None else round(short.mean, 6),
                 presets=presets,
             )
         )
-    won = least_losing(by_preset, PRESETS)
-    (name, times), *_ = won.most_common(1)
+    held = contests(by_preset, PRESETS)
+    ((name, times),) = Counter(least for least, _ in held if least is not None).most_common(1)
+    beside = Counter(other for _, tried in held if name in tried for other in tried if other != name)
     runs.sort(key=lambda run: (run.steps, run.tokens_per_parameter))
     return MeasuredLosses(
-        default=name, default_won=times, default_of=won.total(), laws=tuple(_laws()), runs=tuple(runs)
+        default=name,
+        default_won=times,
+        default_of=sum(name in tried for _, tried in held),
+        default_rivals=dict(beside.most_common()),
+        laws=tuple(_laws()),
+        runs=tuple(runs),
     )
 
 
@@ -80,9 +88,9 @@ def _loss(runs: Runs, results: Results) -> MeasuredLoss | None:
     found_claims = claims_of(runs, results)
     first = min(runs.keys() & results["dense"].keys())
     return MeasuredLoss(
-        above_dense=round(above.mean, 4),
-        low=round(low, 4) if math.isfinite(low) else None,
-        high=round(high, 4) if math.isfinite(high) else None,
+        above_dense=round(above.mean, 6),
+        low=round(low, 6) if math.isfinite(low) else None,
+        high=round(high, 6) if math.isfinite(high) else None,
         seeds=above.seeds,
         saving=round(saved(runs[first], results["dense"][first], "model"), 4),
         no_worse="not decided" if found_claims is None else found_claims[0].word,
@@ -123,16 +131,26 @@ def _told(loss: MeasuredLoss | None) -> str:
     if loss is None:
         return ""
     if loss.low is None:
-        return f"{loss.above_dense:.3f} (1 seed)"
+        return f"{loss.above_dense:.3f} ({loss.seeds} seed{'s' * (loss.seeds > 1)})"
     word = "" if loss.no_worse == "not decided" else f", *{loss.no_worse}*"
     return f"{loss.above_dense:.3f} [{loss.low:.3f}, {loss.high:.3f}], {loss.seeds}{word}"
 
 
-def main_experiments() -> list[tuple[Experiment, Results]]:
-    """Those that are in the table of all sizes, and have been run."""
-    folder = found("mini-gpt2").parent
-    every = [(Experiment.from_yaml(path), stored(path.stem)) for path in sorted(folder.glob("*.yaml"))]
-    return [(experiment, results) for experiment, results in every if experiment.main and "dense" in results]
+def main_experiments(
+    every: Iterable[tuple[Experiment, Results]] | None = None,
+) -> list[tuple[Experiment, Results]]:
+    """Those that are in the table of all sizes, and have been run with bytes as tokens: losses are by the byte there.
+
+    Of all that there are, or of these.
+    """
+    if every is None:
+        paths = sorted(found("mini-gpt2").parent.glob("*.yaml"))
+        every = [(Experiment.from_yaml(path), stored(path.stem)) for path in paths]
+    return [(experiment, results) for experiment, results in every if experiment.main and _of_bytes(results)]
+
+
+def _of_bytes(results: Results) -> bool:
+    return any(run["config"]["data"]["tokenizer"] == "bytes" for run in results.get("dense", {}).values())
 
 
 def write(known: MeasuredLosses, folder: Path = PACKAGE) -> None:

@@ -1,7 +1,8 @@
 """A fair rate for each schedule: its losses over a small grid of peaks and shares of decay, and the best of them.
 
 A schedule that is compared at the rate that is best for dense may lose by that alone. So each has the grid, and what
-counts is its best loss against dense's best.
+counts is its best loss against dense's best. The grid is of one seed: it chooses rates, and says little of how much is
+lost.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from compared import stored
 from experiment import Experiment, found
 
 from estfx.schedules import preset_of
+from estfx.settings import SettingsError
 from estfx.training import RunConfig
 
 __all__ = ["Rate", "grid_of", "rates_table"]
@@ -69,23 +71,32 @@ def _kind(run: dict[str, Any], whole_steps: int) -> str | None:
 def rates_table(name: str) -> Iterator[str]:
     """The grid of an experiment, with the best of each schedule, and what that loses against the best of dense."""
     experiment = Experiment.from_yaml(found(name))
-    assert experiment.beside is not None
+    if experiment.beside is None:
+        raise SettingsError(f"{name} has no experiment beside it, whose dense it could be compared with; set `beside`.")
     beside = stored(experiment.beside)
     grid = grid_of(beside | stored(name), next(iter(beside["dense"].values()))["steps"])
     rates = sorted({rate for row in grid.values() for rate in row})
     least_of_dense = min(grid["dense"].values())
-    yield f"| {experiment.title} | {' | '.join(map(str, rates))} | best minus dense's best |"
-    yield f"|{'---|' * (len(rates) + 2)}"
+    yield f"| {experiment.title} | {' | '.join(map(str, rates))} | best minus dense's best | which lies |"
+    yield f"|{'---|' * (len(rates) + 3)}"
     for kind, what in KINDS.items():
         row = grid.get(kind, {})
         if len(row) < 2:
             continue
         least = min(row.values())
         cells = [_cell(row.get(rate), least) for rate in rates]
-        yield f"| {' | '.join([what, *cells, f'{least - least_of_dense:+.4f}'])} |"
+        yield f"| {' | '.join([what, *cells, f'{least - least_of_dense:+.4f}', _place(row)])} |"
 
 
 def _cell(loss: float | None, least: float) -> str:
     if loss is None:
         return ""
     return f"**{loss:.4f}**" if loss == least else f"{loss:.4f}"
+
+
+def _place(row: dict[Rate, float]) -> str:
+    """Whether lower and higher peaks than the best were tried, at its share of decay."""
+    best = min(row, key=lambda rate: row[rate])
+    peaks = [rate.peak for rate in row if rate.decay_share == best.decay_share]
+    edges = [word for word, end in (("lowest", min(peaks)), ("highest", max(peaks))) if best.peak == end]
+    return f"at the {' and '.join(edges)} peak that was tried" if edges else "between others"

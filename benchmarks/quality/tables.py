@@ -4,8 +4,9 @@
     python benchmarks/quality/tables.py [--out docs/quality.md]
 
 Losses are in nats a token of held-out text, of the whole model, at the same positions for all arms. What may be claimed
-of them was decided before: claims.py. A page's source names a figure as `{{ above EXPERIMENT ARM }}`, and a claim as
-`{{ claim EXPERIMENT ARM }}` (no worse than dense) or `{{ better EXPERIMENT ARM }}` (than dense for as many FLOPs).
+of them was decided before: claims.py. A page's source names a figure as `{{ above EXPERIMENT ARM }}` (dense) or
+`{{ minus EXPERIMENT ARM OTHER }}`, both over the seeds that both have, and a claim as `{{ claim EXPERIMENT ARM }}` (no
+worse than dense) or `{{ better EXPERIMENT ARM }}` (than dense for as many FLOPs).
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from curves import plot
 from experiment import ORDER, ROOT, Experiment, found
 from factors import CELLS, factor_table
 from laws import picture as law_picture
-from laws import prediction_table, refit_table
-from measured_map import map_table, measured, write
+from laws import refit_table
+from measured_map import main_experiments, map_table, measured, write
+from predictions import prediction_table
 from rates import rates_table
 
 from estfx.schedules import MeasuredLosses
@@ -85,7 +87,8 @@ def _interval(found: Difference | None) -> str:
     if found is None:
         return ""
     low, high = found.interval()
-    return f"{found.mean:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else " (1 seed)")
+    seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
+    return f"{found.mean:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else f" ({seeds})")
 
 
 def _seconds_saved(seeds: dict[int, Any]) -> str:
@@ -100,7 +103,7 @@ def _saving(found: tuple[float, float, float] | None) -> str:
     mean, low, high = found
     if mean < 0:
         return "none"
-    return f"{mean:.1%}" + (f" [{low:.1%}, {high:.1%}]" if math.isfinite(low) else " (1 seed)")
+    return f"{mean:.1%}" + (f" [{low:.1%}, {high:.1%}]" if math.isfinite(low) else "")
 
 
 def brief(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
@@ -131,6 +134,12 @@ def claim(results: Results, arm: str) -> str:
     return "" if found is None else str(found[0])
 
 
+def minus(results: Results, arm: str, other: str) -> str:
+    """By how much an arm's loss is above another arm's, over the seeds that both have."""
+    found = difference(results.get(arm, {}), results.get(other, {}))
+    return "" if found is None else str(found)
+
+
 def better(results: Results, arm: str) -> str:
     """Whether an arm is better than dense for as many FLOPs, likewise."""
     found = claims_of(results.get(arm, {}), results)
@@ -139,10 +148,7 @@ def better(results: Results, arm: str) -> str:
 
 def default(known: MeasuredLosses) -> Iterator[str]:
     """Which schedule is the default, and why."""
-    yield (
-        f"A run that names no schedule has `{known.default}`. Of the presets that were tried and save about a quarter, "
-        f"it lost least in {known.default_won} of {known.default_of} kinds of runs."
-    )
+    yield f"A run that names no schedule has `{known.default}`: {known.why}."
 
 
 def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
@@ -198,9 +204,7 @@ def main() -> None:
         (path.stem, Experiment.from_yaml(path), stored(path.stem))
         for path in sorted((folder / "experiments").glob("*.yaml"), key=_place)
     ]
-    for _, experiment, own in every:
-        check_runs(experiment, own)
-    main_ones = [(experiment, results) for _, experiment, results in every if experiment.main and "dense" in results]
+    main_ones = main_experiments((experiment, own) for _, experiment, own in every)
     known = measured(main_ones)
     if (package := arguments.out.parents[1] / "estfx" / "schedules").is_dir():
         write(known, package)
@@ -214,6 +218,7 @@ def main() -> None:
             other = Experiment.from_yaml(found(experiment.beside))
             experiment = experiment.model_copy(update={"arms": {**other.arms, **experiment.arms}})
             results = stored(experiment.beside) | own
+        check_runs(experiment, results)
         together[name] = results
         lags.append((experiment.title, own, results))
         sections += [f"## {experiment.title}", ""]
@@ -251,13 +256,13 @@ def main() -> None:
 
 def fill(page: str, filled: Mapping[str, str], results: Mapping[str, Results]) -> str:
     """A page with its tables, figures and claims. Raises KeyError for one that is not there."""
-    making: dict[str, Callable[[Results, str], str]] = {"above": above, "claim": claim, "better": better}
+    making: dict[str, Callable[..., str]] = {"above": above, "minus": minus, "claim": claim, "better": better}
 
     def made(match: re.Match[str]) -> str:
         word, *of = match[1].split()
         if not of:
             return filled[word]
-        text = making[word](results[of[0]], of[1])
+        text = making[word](results[of[0]], *of[1:])
         if not text:
             raise KeyError(f"{match[1]}: there is no run of it")
         return text
@@ -266,23 +271,27 @@ def fill(page: str, filled: Mapping[str, str], results: Mapping[str, Results]) -
 
 
 def in_readme(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
-    """What was measured with most seeds, and with the largest model of those: of both families, for both schedules."""
-    yield "| FLOPs saved by | `Schedule.compound` | is no worse | EST | is no worse |"
-    yield "|---|---|---|---|---|"
-    for family in ("GPT-2", "Llama"):
-        known = [(e, r) for e, r in experiments if e.title.startswith(family) and claims_of(r.get("compound", {}), r)]
-        if not known:
-            continue
-        experiment, results = max(known, key=lambda each: (len(each[1]["compound"]), _parameters(each[1])))
+    """What was measured of the same size in both families: that with most seeds, and of those the largest."""
+    yield "| model | FLOPs saved | `Schedule.compound` | is no worse | EST | is no worse |"
+    yield "|---|---|---|---|---|---|"
+    sizes: dict[str, list[tuple[Experiment, Results]]] = {}
+    for experiment, results in experiments:
+        if claims_of(results.get("compound", {}), results) and claims_of(results.get("est", {}), results):
+            sizes.setdefault(experiment.title.split(", ", 1)[1], []).append((experiment, results))
+    pairs = [pair for pair in sizes.values() if len(pair) > 1]
+    for experiment, results in max(pairs, key=_weight):
         saving = saved(next(iter(results["est"].values())), next(iter(results["dense"].values())), "model")
-        cells = [f"{experiment.title}: {saving:.0%}"]
+        cells = [experiment.title, f"{saving:.0%}"]
         for arm in ("compound", "est"):
             cells += [above(results, arm), claim(results, arm)]
         yield f"| {' | '.join(cells)} |"
 
 
-def _parameters(results: Results) -> int:
-    return int(next(iter(results["dense"].values()))["parameters"])
+def _weight(pair: Sequence[tuple[Experiment, Results]]) -> tuple[int, int]:
+    """The fewest seeds of a claim, and the parameters."""
+    of_all = [results for _, results in pair]
+    seeds = min(len(results[arm]) for results in of_all for arm in ("compound", "est", "dense-short"))
+    return seeds, max(next(iter(results["dense"].values()))["parameters"] for results in of_all)
 
 
 def _place(path: Path) -> tuple[int, str]:

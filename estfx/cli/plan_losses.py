@@ -8,8 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from estfx.costs import Plan
-from estfx.schedules import FittedLaw, MeasuredLoss, MeasuredRun, measured_losses
+from estfx.schedules import FittedLaw, KindOfRun, MeasuredLoss, MeasuredRun, measured_losses
 
 __all__ = ["KnownLosses"]
 
@@ -21,7 +20,8 @@ class KnownLoss(BaseModel):
 
     preset: str
     run: MeasuredRun  # the nearest that was made with it
-    law: FittedLaw | None
+    unlike: list[str]  # in what the planned run is unlike that one
+    law: FittedLaw | None  # of the same family
     predicted: (
         tuple[float, float, float] | None
     )  # by the law, with an interval of 95 %; of shorter runs it says nothing
@@ -32,45 +32,39 @@ class KnownLoss(BaseModel):
 
 
 class KnownLosses(BaseModel):
-    """Of the presets in question, for a run of this length."""
+    """Of the presets in question, for a kind of run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int
-    tokens_per_parameter: float
+    kind: KindOfRun
     presets: list[KnownLoss]
-    beyond: list[str]  # in what the run lies outside of all that were measured
-    default_won: int | None  # in how many kinds of runs the first preset lost least, if it is the default
-    default_of: int
+    why_default: str | None  # if the first preset is the default
 
     @classmethod
-    def of(cls, plan: Plan, presets: Sequence[str]) -> Self:
-        """For a plan, of these presets; those that never were measured are left out."""
+    def of(cls, kind: KindOfRun, presets: Sequence[str]) -> Self:
+        """Of these presets, from one run if one was made with all; those that never were measured are left out."""
         known = measured_losses()
-        steps, tokens, parameters = plan.length
+        measured = [name for name in presets if known.nearest([name], kind)]
+        shared = known.nearest(measured, kind) if measured else None
         found = []
-        for preset in presets:
-            run, law = known.nearest(preset, steps, tokens), known.law(preset)
-            if run is not None:
-                predicted = None if law is None or steps < law.first else law.at(steps)
-                found.append(KnownLoss(preset=preset, run=run, law=law, predicted=predicted))
-        default = found and found[0].preset == known.default
-        return cls(
-            steps=steps,
-            tokens_per_parameter=tokens,
-            presets=found,
-            beyond=list(known.beyond(steps, tokens, parameters)),
-            default_won=known.default_won if default else None,
-            default_of=known.default_of,
-        )
+        for preset in measured:
+            run, law = shared or known.nearest([preset], kind), known.law(preset)
+            assert run is not None
+            if law is not None and law.family != kind.family:
+                law = None
+            predicted = None if law is None or kind.steps < law.first else law.at(kind.steps)
+            found.append(KnownLoss(preset=preset, run=run, unlike=list(run.unlike(kind)), law=law, predicted=predicted))
+        default = bool(found) and found[0].preset == known.default
+        return cls(kind=kind, presets=found, why_default=known.why if default else None)
 
     def lines(self) -> Iterator[str]:
         """For reading; nothing if nothing was measured of them."""
-        for run, alike in groupby(self.presets, key=lambda one: one.run):
+        for run, each in groupby(self.presets, key=lambda one: one.run):
             yield (
                 f"in nats a byte above the whole model's, in the nearest run that was measured ({run.title}): "
                 f"{run.steps:,} steps of {run.tokens_per_step:,} tokens, {run.tokens_per_parameter:,.0f} a parameter"
             )
+            alike = list(each)
             for one in alike:
                 seeds = f"{one.loss.seeds} seed{'s' * (one.loss.seeds > 1)}"
                 value = _interval(one.loss.above_dense, one.loss.low, one.loss.high)
@@ -79,20 +73,18 @@ class KnownLosses(BaseModel):
                 yield f"  {one.preset} {value}, {seeds}, {saved}; that it is no worse than the whole model: {word}"
             if run.dense_short is not None:
                 yield f"  the whole model, trained for as few FLOPs {run.dense_short:.3f}"
+            if unlike := alike[0].unlike:
+                yield f"  this run is unlike that one: {', '.join(unlike)}; so it is no forecast (docs/quality.md)"
         for one in self.presets:
             if one.law is not None and one.predicted is not None:
                 law = one.law
-                outside = "" if self.steps <= law.last else ", which is longer than all of them"
+                outside = "" if self.kind.steps <= law.last else ", which is longer than all of them"
                 yield (
                     f"by a law fitted to {law.points} kinds of runs of {law.family}, of {law.first:,} to {law.last:,} "
-                    "steps: "
-                    f"{one.preset} {_interval(*one.predicted)} after {self.steps:,}{outside}"
+                    f"steps: {one.preset} {_interval(*one.predicted)} after {self.kind.steps:,}{outside}"
                 )
-        if self.default_won is not None:
-            name = self.presets[0].preset
-            yield f"{name} lost least of the presets in {self.default_won} of {self.default_of} kinds of runs"
-        if self.presets and self.beyond:
-            yield f"this run is like none of them: {', '.join(self.beyond)}; so this is no forecast (docs/quality.md)"
+        if self.why_default is not None:
+            yield self.why_default
 
 
 def _interval(value: float, low: float | None, high: float | None) -> str:

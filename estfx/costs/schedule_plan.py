@@ -16,7 +16,7 @@ from estfx.costs.shown_plan import plan_blocks, plan_chart
 from estfx.costs.stage_plan import StagePlan
 from estfx.errors import ScheduleError
 from estfx.programs import Variant, analysed, possible_counts, stage_counts
-from estfx.schedules import Schedule, Stage, layers_of_stage
+from estfx.schedules import KindOfRun, Schedule, Stage, layers_of_stage
 from estfx.showing import Block, Shown
 from estfx.tracing import LayerCall, LayerPatterns, sized_inputs, trace
 from estfx.waiting import tell, working
@@ -54,11 +54,16 @@ class Plan(Shown, BaseModel):
             if num_steps > stage.start
         )
 
-    @property
-    def length(self) -> tuple[int, float, int]:
-        """Steps of the run, its tokens for each parameter of the whole model, and these parameters."""
-        parameters = self.whole.parameters
-        return self.whole.steps, self.whole.steps * self.batch_size * self.seq_len / parameters, round(parameters)
+    def kind_of_run(self, model: nn.Module) -> KindOfRun:
+        """What the run of this model is, to be compared with others."""
+        parameters, tokens = self.whole.parameters, self.batch_size * self.seq_len
+        return KindOfRun(
+            family=getattr(getattr(model, "config", None), "model_type", None),
+            parameters=round(parameters),
+            steps=self.whole.steps,
+            tokens_per_parameter=self.whole.steps * tokens / parameters,
+            tokens_per_step=tokens,
+        )
 
     @property
     def saving_layers(self) -> float:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from estfx.lazy_names import lazy_names
 from estfx.schedules.draws import CYCLE, SCORES, Draw, PolicyName, Scores, draw_units, selection_policy
-from estfx.schedules.measured_losses import FittedLaw, MeasuredLoss, MeasuredLosses, MeasuredRun, measured_losses
+from estfx.schedules.measured_losses import (
+    FittedLaw,
+    KindOfRun,
+    MeasuredLoss,
+    MeasuredLosses,
+    MeasuredRun,
+    measured_losses,
+)
 from estfx.schedules.preset_by_name import PRESETS, default_preset, preset_of, preset_schedule
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Count, Fraction, Share, Stage, kept_count
@@ -42,6 +49,7 @@ __all__ = [
     "DrawnLayer",
     "FittedLaw",
     "Fraction",
+    "KindOfRun",
     "MeasuredLoss",
     "MeasuredLosses",
     "MeasuredRun",

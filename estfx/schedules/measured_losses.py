@@ -7,14 +7,16 @@ is in nats a byte of held-out text, above that of the whole model trained for as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["FittedLaw", "MeasuredLoss", "MeasuredLosses", "MeasuredRun", "measured_losses"]
+__all__ = ["FittedLaw", "KindOfRun", "MeasuredLoss", "MeasuredLosses", "MeasuredRun", "measured_losses"]
+
+ALIKE = 2.0  # numbers that differ by no more than this factor count as alike
 
 
 class _Figures(BaseModel):
@@ -25,23 +27,39 @@ class MeasuredLoss(_Figures):
     """What a schedule lost in one kind of run."""
 
     above_dense: float
-    low: float | None  # of an interval of 95 %; None with one seed
+    low: float | None  # of an interval of 95 %; None with one seed or two
     high: float | None
     seeds: int
     saving: float  # the share of the whole model's FLOPs
     no_worse: Literal["holds", "does not", "not decided"]  # the claim that it is no worse than the whole model
 
 
-class MeasuredRun(_Figures):
-    """A model and a length of run, with what was measured of it."""
+class KindOfRun(_Figures):
+    """What makes the losses of two runs alike or not."""
 
-    title: str  # the model's, in words
+    family: str | None  # of the model, as transformers names it; None if it is none of theirs
     parameters: int
     steps: int
     tokens_per_parameter: float
     tokens_per_step: int
+
+
+class MeasuredRun(KindOfRun):
+    """A model and a length of run, with what was measured of it."""
+
+    title: str  # the model's, in words
     dense_short: float | None  # what the whole model loses if it is trained for as few FLOPs
     presets: Mapping[str, MeasuredLoss]
+
+    def unlike(self, kind: KindOfRun) -> Iterator[str]:
+        """In what another run is unlike this one: its family, and what differs by more than a factor of two."""
+        if kind.family is not None and kind.family != self.family:
+            yield f"a {kind.family} (there {self.family})"
+        for name in ("parameters", "steps", "tokens_per_parameter", "tokens_per_step"):
+            here, there = getattr(kind, name), getattr(self, name)
+            if not 1 / ALIKE <= here / there <= ALIKE:
+                what = name.replace("_per_parameter", " a parameter").replace("_per_step", " a step")
+                yield f"{_rounded(here)} {what} (there {_rounded(there)})"
 
 
 class FittedLaw(_Figures):
@@ -71,43 +89,40 @@ class MeasuredLosses(_Figures):
     """All that was measured, and which preset follows from it."""
 
     default: str  # the preset that lost least most often
-    default_won: int  # in how many of the runs
-    default_of: int
+    default_won: int  # in how many kinds of runs
+    default_of: int  # of those in which it was tried beside another
+    default_rivals: Mapping[str, int]  # in how many of these each of the others was tried
     laws: tuple[FittedLaw, ...]
     runs: tuple[MeasuredRun, ...]
 
-    def nearest(self, preset: str, steps: int, tokens_per_parameter: float) -> MeasuredRun | None:
-        """The run with a preset whose length is most like this one's, by ratios; None if none was made with it.
+    def nearest(self, presets: Collection[str], kind: KindOfRun) -> MeasuredRun | None:
+        """The run most like this one of those made with all these presets; None if there is none.
 
-        Of several that are alike it is the one with most seeds, and of those the largest model's.
+        One of the same family, if there is one; then by the ratios of the steps and of the tokens a parameter. Of
+        several that are as near it is the one with most seeds, and of those the largest model's.
         """
 
-        def distance(run: MeasuredRun) -> tuple[float, int, int]:
-            ratios = (run.steps / steps, run.tokens_per_parameter / tokens_per_parameter)
+        def distance(run: MeasuredRun) -> tuple[bool, float, int, int]:
+            ratios = (run.steps / kind.steps, run.tokens_per_parameter / kind.tokens_per_parameter)
             apart = round(math.hypot(*map(math.log2, ratios)), 1)
-            return apart, -run.presets[preset].seeds, -run.parameters
+            return run.family != kind.family, apart, -min(run.presets[name].seeds for name in presets), -run.parameters
 
-        return min((run for run in self.runs if preset in run.presets), key=distance, default=None)
+        return min((run for run in self.runs if run.presets.keys() >= set(presets)), key=distance, default=None)
 
-    def beyond(self, steps: int, tokens_per_parameter: float, parameters: int) -> Iterator[str]:
-        """In what a run lies outside of all that were measured: what it has, and what was measured."""
-        for number, what, name in (
-            (steps, "steps", "steps"),
-            (tokens_per_parameter, "tokens a parameter", "tokens_per_parameter"),
-            (parameters, "parameters", "parameters"),
-        ):
-            known = [getattr(run, name) for run in self.runs]
-            if not min(known) <= number <= max(known):
-                told, least, most = (
-                    f"{float(f'{each:.2g}'):,}".removesuffix(".0") for each in (number, min(known), max(known))
-                )
-                yield f"{told} {what} (measured: {least} to {most})"
+    @property
+    def why(self) -> str:
+        """Why the default is the default."""
+        rivals = ", ".join(f"{name} in {number}" for name, number in self.default_rivals.items())
+        return (
+            f"{self.default} lost least in {self.default_won} of the {self.default_of} kinds of runs in which it was "
+            f"tried beside another schedule that saves as much ({rivals})"
+        )
 
-    def why_default(self, steps: int, tokens_per_parameter: float, parameters: int) -> str:
-        """Why a run of this length that names no schedule has the default, and in what it is unlike all others."""
-        won = f"{self.default} lost least in {self.default_won} of {self.default_of} kinds of runs that were measured"
-        unlike = ", ".join(self.beyond(steps, tokens_per_parameter, parameters))
-        return f"{won}; this run is like none of them: {unlike}" if unlike else won
+    def why_default(self, kind: KindOfRun) -> str:
+        """Why a run that names no schedule has the default, and in what it is unlike what was measured."""
+        nearest = self.nearest([self.default], kind)
+        unlike = "" if nearest is None else ", ".join(nearest.unlike(kind))
+        return f"{self.why}; this run is unlike the nearest of them: {unlike}" if unlike else self.why
 
     def law(self, preset: str) -> FittedLaw | None:
         """The law of a preset, if one was fitted."""
@@ -119,3 +134,7 @@ def measured_losses() -> MeasuredLosses:
     """What was measured so far."""
     text = resources.files("estfx.schedules").joinpath("measured_losses.json").read_text(encoding="utf-8")
     return MeasuredLosses.model_validate_json(text)
+
+
+def _rounded(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,}".removesuffix(".0")

@@ -90,7 +90,7 @@ def train(
             compiles = _compiles(config, display)
             plan = plan_of(model, schedule, batch_size=rows, seq_len=config.data.seq_len)
             if asked.takes_default and not resume:
-                display.say(f"no schedule is named: {measured_losses().why_default(*plan.length)}")
+                display.say(f"no schedule is named: {measured_losses().why_default(plan.kind_of_run(model))}")
             if config.train.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             model = transform(model, schedule, seed=config.train.seed, compile=compiles)

@@ -20,7 +20,7 @@ from estfx.costs.schedule_plan import Plan
 from estfx.costs.target_saving import schedule_saving
 from estfx.errors import ScheduleError
 from estfx.programs.program import analysed
-from estfx.schedules.measured_losses import measured_losses
+from estfx.schedules.measured_losses import KindOfRun, measured_losses
 from estfx.schedules.schedule import Schedule
 from estfx.settings import SettingsError
 from estfx.tracing.capture import default_inputs
@@ -231,23 +231,34 @@ def test_refusals(tmp_path: Path) -> None:
 def test_what_was_measured_of_such_a_schedule_is_quoted_with_what_is_unlike_it() -> None:
     text, found = run().stdout, json.loads(run("--json").stdout)["losses"]
     known = measured_losses()
-    steps, tokens = 1000, 1000 * 2 * 32 / found_parameters()
-    assert found["steps"] == steps
-    assert found["tokens_per_parameter"] == pytest.approx(tokens)
+    assert found["kind"]["family"] == "gpt2"
+    assert found["kind"]["steps"] == 1000
+    assert found["kind"]["tokens_per_parameter"] == pytest.approx(1000 * 2 * 32 / found_parameters())
     assert [one["preset"] for one in found["presets"]] == ["compound", "est"]
+    kind = KindOfRun(**found["kind"])
+    nearest = known.nearest(["compound", "est"], kind)  # both from one run
+    assert nearest is not None
+    assert nearest.family == "gpt2"
     for one in found["presets"]:
-        nearest = known.nearest(one["preset"], steps, tokens)
-        assert nearest is not None
         assert one["run"] == nearest.model_dump(mode="json")
         assert f"{one['preset']} {nearest.presets[one['preset']].above_dense:.3f}" in text
     law = known.law("est")
     assert law is not None
-    assert found["presets"][1]["predicted"] == list(law.at(steps))
-    assert f"est {law.at(steps)[0]:.3f}" in text
-    beyond = list(known.beyond(steps, tokens, round(found_parameters())))
-    assert any("parameters" in each for each in beyond)  # of so small a model nothing is known
-    assert found["beyond"] == beyond
-    assert f"none of them: {', '.join(beyond)}" in text
+    assert found["presets"][1]["predicted"] == list(law.at(1000))
+    assert f"est {law.at(1000)[0]:.3f}" in text
+    unlike = list(nearest.unlike(kind))
+    assert any("parameters" in each for each in unlike)  # of so small a model nothing is known
+    assert found["presets"][0]["unlike"] == unlike
+    assert f"unlike that one: {', '.join(unlike)}; so it is no forecast" in text
+    assert known.why in text
+
+
+def test_a_law_of_one_family_is_not_quoted_for_another() -> None:
+    config = ["--config", "num_hidden_layers=2,hidden_size=16,intermediate_size=32,vocab_size=64"]
+    found = CliRunner().invoke(app, ["plan", "llama", *config, "--seq-len", "32", "--total-steps", "1000", "--json"])
+    quoted = json.loads(found.stdout)["losses"]["presets"]
+    assert {one["run"]["family"] for one in quoted} == {"llama"}
+    assert [one["law"] for one in quoted] == [None, None]
 
 
 def found_parameters() -> float:

@@ -1,5 +1,6 @@
 """The harness of the quality experiments: what is equal to what, and what is counted."""
 
+import math
 import pathlib
 import random
 from pathlib import Path
@@ -157,9 +158,11 @@ def test_items_hold_the_truth_first_and_fit(task):
 
 def test_a_difference_is_of_the_same_seeds_and_blocks():
     rng = np.random.default_rng(0)
-    base = {seed: {"block_losses": rng.normal(4, 1, size=500).tolist()} for seed in range(3)}
-    worse = {seed: {"block_losses": (np.array(base[seed]["block_losses"]) + 0.1).tolist()} for seed in (1, 2)}
+    base = {seed: {"block_losses": rng.normal(4, 1, size=500).tolist()} for seed in range(4)}
+    worse = {seed: {"block_losses": (np.array(base[seed]["block_losses"]) + 0.1).tolist()} for seed in (1, 2, 3)}
     found = difference(worse, base)
-    assert found.by_seed == (pytest.approx(0.1), pytest.approx(0.1))
-    assert found.interval() == (pytest.approx(0.1), pytest.approx(0.1))
+    assert found.by_seed == pytest.approx((0.1, 0.1, 0.1))
+    assert found.interval() == pytest.approx((0.1, 0.1))
+    assert difference(worse, base, seeds=[0, 1, 3]).seeds == 2
+    assert math.isinf(difference(worse, base, seeds=[0, 1, 3]).interval()[1])  # two that agree say too little
     assert difference({5: base[0]}, base) is None

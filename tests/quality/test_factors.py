@@ -21,7 +21,7 @@ def test_effects_are_those_that_were_put_in():
     found = {name: factors.effect(name, "est", known) for name in factors.EFFECTS}
     assert found["of Llama"].mean == pytest.approx(0.06)  # the two Llamas above the two GPT-2s
     assert found["of the division"].mean == pytest.approx(-0.04)
-    assert found["of both together"].mean == pytest.approx(0.01)
+    assert found["of both together"].mean == pytest.approx(0.02)  # -0.03 to Llama, -0.05 to GPT-2
     assert found["of Llama"].seeds == 3
 
 

@@ -4,6 +4,7 @@ import json
 import math
 
 import laws
+import predictions
 import pytest
 from laws import Point
 
@@ -51,11 +52,11 @@ def test_two_points_are_no_law():
 
 def test_predictions_were_made_of_runs_that_were_not_known():
     """The points that a prediction was made from hold none of what it predicts."""
-    stored = json.loads(laws.FILE.read_text())
+    stored = json.loads(predictions.FILE.read_text())
     for row in stored["of"]:
         known = {point["experiment"] for point in stored["points"][row["arm"]]}
         assert row["experiment"] not in known
-    assert len(list(laws.prediction_table())) == 2 + len(stored["of"])
+    assert len(list(predictions.prediction_table())) == 2 + len(stored["of"])
 
 
 def test_a_floor_and_a_second_power_are_found_again():

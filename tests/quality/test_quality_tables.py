@@ -101,13 +101,24 @@ def test_a_line_of_the_table_says_what_may_be_claimed():
 
 
 def test_a_page_takes_its_figures_from_the_runs():
-    results = {"one": {"dense": runs_of([1.0, 1.0]), "est": runs_of([1.1, 1.1])}}
+    results = {"one": {"dense": runs_of([1.0] * 3), "est": runs_of([1.1] * 3)}}
     page = "EST loses {{ above one est }}. {{ brief }}"
-    assert tables.fill(page, {"brief": "A table."}, results) == "EST loses 0.100 [0.100, 0.100], 2 seeds. A table."
+    assert tables.fill(page, {"brief": "A table."}, results) == "EST loses 0.100 [0.100, 0.100], 3 seeds. A table."
     with pytest.raises(KeyError, match="there is no run of it"):
         tables.fill("{{ above one grown }}", {}, results)
     with pytest.raises(KeyError):
         tables.fill("{{ another }}", {}, results)
+
+
+def test_a_run_whose_held_out_text_is_another_is_refused():
+    known = compared.blocks_known()
+    config = {"data": {"tokenizer": "bytes"}}
+    right = {"config": config, "text": {"kinds": {kind: {"hash": hash} for kind, hash in known["text"].items()}}}
+    right |= {"block_losses": known["bytes"]["works"], "experiment": "one", "arm": "est", "seed": 3}
+    assert compared.works_of(right) == (known["bytes"]["works"], known["bytes"]["kinds"])
+    with pytest.raises(claims.Unlike, match=r"one: est \(seed 3\) has other held-out text"):
+        compared.works_of(right | {"text": {"kinds": {"code": {"hash": "another"}}}})
+    assert compared.works_of({"block_losses": [1.0]}) == ()  # of tokens whose blocks are not known
 
 
 def test_runs_that_were_not_trained_alike_are_refused():
@@ -155,11 +166,24 @@ def test_an_arm_is_on_the_map_if_its_schedule_is_a_presets():
     assert found == {"est": results["the-papers"], "growing": results["grown"]}
 
 
-def test_what_lost_least_is_counted():
-    one = {"dense": runs_of([1.0]), "est": runs_of([1.2]), "compound": runs_of([1.1])}
+def test_what_lost_least_is_told_over_the_seeds_that_two_have_in_common():
+    one = {"est": runs_of([1.2]), "compound": runs_of([1.1]), "dense": runs_of([1.0])}
     alone = {"dense": runs_of([1.0]), "est": runs_of([1.2])}
-    other = {"dense": runs_of([1.0]), "est": runs_of([1.0]), "grown": runs_of([1.1])}
-    assert compared.least_losing([one, alone, other, one], ("est", "compound", "grown")) == {"compound": 2, "est": 1}
+    luckier = {"compound": runs_of([1.1, 1.3]), "grown": runs_of([1.15])}  # 1.2 on average, and better with seed 0
+    nobody = {"compound": {0: with_flops(100, 1.0)}, "grown": {1: with_flops(100, 2.0)}}
+    found = compared.contests([one, alone, luckier, nobody], ("est", "compound", "grown"))
+    assert found == [
+        ("compound", ("est", "compound")),
+        ("compound", ("compound", "grown")),
+        (None, ("compound", "grown")),
+    ]
+
+
+def test_two_seeds_have_no_interval():
+    page = tables.fill(
+        "{{ minus one est dense }}", {}, {"one": {"dense": runs_of([1.0] * 3), "est": runs_of([1.1] * 2)}}
+    )
+    assert page == "0.100 (2 seeds)"
 
 
 @pytest.mark.sweep(day=1, days=2)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from estfx.schedules import PRESETS, FittedLaw, MeasuredLoss, MeasuredLosses, MeasuredRun, measured_losses
+from estfx.schedules import PRESETS, FittedLaw, KindOfRun, MeasuredLoss, MeasuredLosses, MeasuredRun, measured_losses
 
 
 def loss(value, seeds=3):
@@ -12,29 +12,52 @@ def loss(value, seeds=3):
     return MeasuredLoss(above_dense=value, low=ends[0], high=ends[1], seeds=seeds, saving=0.25, no_worse="not decided")
 
 
-def run(steps, tokens, parameters=1000, **presets):
-    return MeasuredRun(
-        title=f"A model of {parameters}",
-        parameters=parameters,
-        steps=steps,
-        tokens_per_parameter=tokens,
-        tokens_per_step=4096,
-        dense_short=0.05,
-        presets=presets,
-    )
+def kind(steps, tokens, parameters=1000, family="gpt2"):
+    return {
+        "family": family,
+        "parameters": parameters,
+        "steps": steps,
+        "tokens_per_parameter": tokens,
+        "tokens_per_step": 4096,
+    }
+
+
+def run(*args, family="gpt2", **presets):
+    own = kind(*args, family=family)
+    return MeasuredRun(title=f"A model of {own['parameters']}", dense_short=0.05, presets=presets, **own)
+
+
+def planned(*args, **kwargs):
+    return KindOfRun(**kind(*args, **kwargs))
 
 
 def known(*runs):
-    return MeasuredLosses(default="compound", default_won=1, default_of=2, laws=(), runs=runs)
+    return MeasuredLosses(
+        default="compound",
+        default_won=1,
+        default_of=2,
+        default_rivals={"est": 2, "stacking": 1},
+        laws=(),
+        runs=runs,
+    )
 
 
 def test_the_nearest_run_is_by_ratios():
     short, long = run(1000, 20, est=loss(0.1)), run(8000, 160, est=loss(0.02), compound=loss(0.01))
     losses = known(short, long)
-    assert losses.nearest("est", 2000, 40) is short  # a factor of two, and four
-    assert losses.nearest("est", 4000, 80) is long
-    assert losses.nearest("compound", 1000, 20) is long  # the only one
-    assert losses.nearest("growing", 1000, 20) is None
+    assert losses.nearest(["est"], planned(2000, 40)) is short  # a factor of two, and four
+    assert losses.nearest(["est"], planned(4000, 80)) is long
+    assert losses.nearest(["compound"], planned(1000, 20)) is long  # the only one
+    assert losses.nearest(["est", "compound"], planned(1000, 20)) is long  # with both
+    assert losses.nearest(["growing"], planned(1000, 20)) is None
+
+
+def test_a_run_of_the_same_family_is_nearer_than_any_other():
+    gpt, llama = run(1000, 20, est=loss(0.1)), run(8000, 160, est=loss(0.1), family="llama")
+    losses = known(gpt, llama)
+    assert losses.nearest(["est"], planned(1000, 20, family="llama")) is llama
+    assert losses.nearest(["est"], planned(1000, 20, family="qwen3")) is gpt  # none is of its family
+    assert losses.nearest(["est"], planned(1000, 20, family=None)) is gpt
 
 
 def test_of_runs_that_are_as_near_the_one_with_most_seeds_is_taken_and_then_the_largest_model():
@@ -43,26 +66,31 @@ def test_of_runs_that_are_as_near_the_one_with_most_seeds_is_taken_and_then_the_
         run(1000, 20, 500, est=loss(0.1, 3)),
         run(1000, 20, 2000, est=loss(0.1, 3)),
     )
-    assert known(one, more).nearest("est", 1000, 20) is more
-    assert known(one, more, larger).nearest("est", 1000, 20) is larger
+    assert known(one, more).nearest(["est"], planned(1000, 20)) is more
+    assert known(one, more, larger).nearest(["est"], planned(1000, 20)) is larger
 
 
-def test_what_was_not_measured_is_named():
-    losses = known(run(1000, 20.4, 50_000), run(8000, 160, 498_000))
-    assert list(losses.beyond(1000, 100, 60_000)) == []
-    assert list(losses.beyond(150_000, 9.88, 124_439_808)) == [
-        "150,000 steps (measured: 1,000 to 8,000)",
-        "9.9 tokens a parameter (measured: 20 to 160)",
-        "120,000,000 parameters (measured: 50,000 to 500,000)",
+def test_what_differs_from_the_run_is_named():
+    there = run(3200, 20.4, 498_000)
+    assert list(there.unlike(planned(6000, 12, 900_000))) == []
+    assert list(there.unlike(planned(150_000, 9.88, 124_439_808, family="qwen3"))) == [
+        "a qwen3 (there gpt2)",
+        "120,000,000 parameters (there 500,000)",
+        "150,000 steps (there 3,200)",
+        "9.9 tokens a parameter (there 20)",
     ]
+    assert list(there.unlike(planned(3200, 20, 498_000, family=None))) == []
 
 
 def test_the_default_says_why_and_where_it_was_not_measured():
-    losses = known(run(1000, 20), run(8000, 160))
-    why = "compound lost least in 1 of 2 kinds of runs that were measured"
-    assert losses.why_default(2000, 40, 1000) == why
-    assert losses.why_default(16000, 40, 1000) == (
-        f"{why}; this run is like none of them: 16,000 steps (measured: 1,000 to 8,000)"
+    losses = known(run(1000, 20, compound=loss(0.1)), run(8000, 160, compound=loss(0.1)))
+    why = (
+        "compound lost least in 1 of the 2 kinds of runs in which it was tried beside another schedule that saves as "
+        "much (est in 2, stacking in 1)"
+    )
+    assert losses.why_default(planned(2000, 40)) == why
+    assert losses.why_default(planned(32000, 160)) == (
+        f"{why}; this run is unlike the nearest of them: 32,000 steps (there 8,000)"
     )
 
 
@@ -91,11 +119,13 @@ def test_what_the_package_holds_is_whole():
     losses = measured_losses()
     assert losses.default in PRESETS
     assert 0 < losses.default_won <= losses.default_of <= len(losses.runs)
+    assert losses.default not in losses.default_rivals
+    assert max(losses.default_rivals.values()) <= losses.default_of
     assert {name for each in losses.runs for name in each.presets} <= set(PRESETS)
     assert losses.law("est") is not None
     assert losses.law("dense") is None
     for each in losses.runs:
         for found in each.presets.values():
-            assert (found.low is None) == (found.seeds == 1)
+            assert (found.low is None) == (found.seeds < 3)
             assert 0.2 < found.saving < 0.3
             assert found.seeds >= 5 or found.no_worse == "not decided"

@@ -135,7 +135,8 @@ def plan(
         if planned is not None:
             with suppress(ScheduleError):  # where it cannot save as much
                 papers = planned.with_boundaries(schedule_saving(planned, compared[1], target_saving))
-    losses = KnownLosses.of(found, [name for name in (preset_of(stages), None if papers is None else "est") if name])
+    named = [name for name in (preset_of(stages), None if papers is None else "est") if name]
+    losses = KnownLosses.of(found.kind_of_run(built.model), named)
     estimate: Estimate | None = None
     if hardware is not None:
         estimate = estimated(found, hardware, num_devices, mfu, measured, price)
