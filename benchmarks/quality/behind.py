@@ -77,6 +77,7 @@ class Lag:
     after: float  # a tenth of the run later
     held: float  # as the learning rate begins to fall
     end: float | None  # of the seeds that dense-short has too; None without any
+    extrapolated: bool = False  # the last: dense was not trained for so few steps
 
 
 def steps_behind(arm: dict[str, Any], dense: dict[str, Any], course: Course, until: float) -> float:
@@ -146,13 +147,14 @@ def lag_of(seeds: Runs, results: Results) -> Lag | None:
     steps, grown_at = whole["steps"], arm["stages"][-1]["start"]
     moments = (grown_at, grown_at + 2 * WINDOW * steps, _held(whole))
     before, after, held = (float(np.mean([steps_behind(*run, until) for run in runs])) for until in moments)
-    end = None
+    end, extrapolated = None, False
     if both := sorted(seeds.keys() & dense.keys() & short.keys()):
         lost, lost_by_short = (float(losses_above(one, dense, both).mean()) for one in (seeds, short))
         if lost_by_short > 0:
             end = steps * (1 - steps_needed(lost, lost_by_short, short[both[0]]["steps"] / steps))
+            extrapolated = not 0 <= lost <= lost_by_short
     saved = whole["whole_steps"]["model"] - arm["whole_steps"]["model"]
-    return Lag(len(runs), grown_at, saved, before, after, held, end)
+    return Lag(len(runs), grown_at, saved, before, after, held, end, extrapolated)
 
 
 def lag_table(experiments: Iterable[tuple[str, Results, Results]]) -> Iterator[str]:
@@ -169,4 +171,5 @@ def lag_table(experiments: Iterable[tuple[str, Results, Results]]) -> Iterator[s
             cells = [title, arm, str(lag.seeds), f"{steps:,}", f"{lag.grown_at:,}"]
             behind = (lag.saved, lag.before, lag.after, lag.held, lag.end)
             cells += ["" if number is None else f"{number:,.0f}" for number in behind]
+            cells[-1] += " (extrapolated)" if lag.extrapolated else ""
             yield f"| {' | '.join(cells)} |"

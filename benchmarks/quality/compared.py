@@ -21,6 +21,7 @@ from experiment import RESULTS, Experiment
 
 __all__ = [
     "at_equal_seconds",
+    "blocks_known",
     "check_runs",
     "claims_of",
     "contests",

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 from behind import Results, lag_table
-from claims import Difference
+from claims import FEWEST_SEEDS, Difference
 from compared import (
     at_equal_seconds,
+    blocks_known,
     check_runs,
     claims_of,
     difference,
@@ -151,6 +152,22 @@ def default(known: MeasuredLosses) -> Iterator[str]:
     yield f"A run that names no schedule has `{known.default}`: {known.why}."
 
 
+def works() -> Iterator[str]:
+    """How many works the held-out blocks are of."""
+    of_bytes = blocks_known()["bytes"]
+    pairs = set(zip(of_bytes["kinds"], of_bytes["works"], strict=True))
+    names = {"code": "files of code", "manuals": "manuals of services", "speeches": "speeches"}
+    yield ", ".join(f"{sum(kind == each for kind, _ in pairs)} {name}" for each, name in names.items())
+
+
+def tested(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
+    """How many claims were tested."""
+    asked = [claims_of(results.get(arm, {}), results) for _, results in experiments for arm in SMALLER]
+    every = [each for both in asked if both is not None for each in both]
+    ready = [each for each in every if each.difference.seeds >= FEWEST_SEEDS]
+    yield f"{len(ready)} claims have five seeds so far, of {len(every)} in the record's first table."
+
+
 def summary(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
     """One line for every experiment and arm that is smaller than dense for a while."""
     heads = (
@@ -235,6 +252,8 @@ def main() -> None:
         "cost": cost_table({name: own for name, _, own in every if own}),
         "factors": factor_table({cell: stored(cell) for cell in CELLS}),
         **{name: rates_table(name) for name, *_ in every if name.startswith("rates")},
+        "works": works(),
+        "tested": tested(main_ones),
         "refit": refit_table("est"),
         "summary": summary(main_ones),
         "lags": lag_table(lags),
