@@ -99,15 +99,20 @@ class MeasuredLosses(_Figures):
         """The run most like this one of those made with all these presets; None if there is none.
 
         One of the same family, if there is one; then by the ratios of the steps and of the tokens a parameter. Of
-        several that are as near it is the one with most seeds, and of those the largest model's.
+        those that are farther by a factor of two at most it is the one with most seeds, the nearest, the largest.
         """
+        made = [run for run in self.runs if run.presets.keys() >= set(presets)]
+        own = [run for run in made if run.family == kind.family] or made
 
-        def distance(run: MeasuredRun) -> tuple[bool, float, int, int]:
+        def apart(run: MeasuredRun) -> float:
             ratios = (run.steps / kind.steps, run.tokens_per_parameter / kind.tokens_per_parameter)
-            apart = round(math.hypot(*map(math.log2, ratios)), 1)
-            return run.family != kind.family, apart, -min(run.presets[name].seeds for name in presets), -run.parameters
+            return round(math.hypot(*map(math.log2, ratios)), 1)  # in factors of two
 
-        return min((run for run in self.runs if run.presets.keys() >= set(presets)), key=distance, default=None)
+        def order(run: MeasuredRun) -> tuple[int, float, int]:
+            return min(run.presets[name].seeds for name in presets), -apart(run), run.parameters
+
+        near = [run for run in own if apart(run) <= min(map(apart, own)) + math.log2(ALIKE)]
+        return max(near, key=order, default=None)
 
     @property
     def why(self) -> str:

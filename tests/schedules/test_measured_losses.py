@@ -60,6 +60,13 @@ def test_a_run_of_the_same_family_is_nearer_than_any_other():
     assert losses.nearest(["est"], planned(1000, 20, family=None)) is gpt
 
 
+def test_a_run_with_more_seeds_is_better_than_one_that_is_a_little_nearer():
+    nearer, more, far = run(3200, 20, est=loss(0.1, 1)), run(2000, 20, est=loss(0.1)), run(1000, 20, est=loss(0.1, 5))
+    losses = known(nearer, more, far)
+    assert losses.nearest(["est"], planned(100_000, 20)) is more
+    assert known(nearer, far).nearest(["est"], planned(100_000, 20)) is nearer
+
+
 def test_of_runs_that_are_as_near_the_one_with_most_seeds_is_taken_and_then_the_largest_model():
     one, more, larger = (
         run(1000, 20, 1000, est=loss(0.1, 1)),
