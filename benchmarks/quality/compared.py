@@ -11,6 +11,7 @@ import functools
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import claims
@@ -48,12 +49,17 @@ BEFORE = {
 
 
 def stored(name: str) -> Results:
-    """What there is of an experiment. A setting that there was not yet when a run was made is as it was then."""
+    """What there is of an experiment, its losses in nats a byte.
+
+    A setting that there was not yet when a run was made is as it was then.
+    """
     found: Results = {}
     for path in sorted((RESULTS / name).glob("*.json")):
         result = json.loads(path.read_text())
         for part, settings in BEFORE.items():
             result["config"][part] = settings | result["config"][part]
+        if (of_tokens := _blocks(result)) is not None:
+            result["block_losses"] = [loss / of_tokens["bytes_per_token"] for loss in result["block_losses"]]
         found.setdefault(result["arm"], {})[result["seed"]] = result
     return found
 
@@ -81,18 +87,26 @@ def works_of(result: Mapping[str, Any]) -> tuple[list[int], list[str]] | tuple[(
 
     Raises claims.Unlike if the run has another text than that whose blocks are known.
     """
-    known = blocks_known()
-    of_tokens = known.get(result.get("config", {}).get("data", {}).get("tokenizer", ""))
+    of_tokens = _blocks(result)
     if of_tokens is None:
         return ()
     text = {kind: each["hash"] for kind, each in result["text"]["kinds"].items()}
-    if text != known["text"] or len(of_tokens["works"]) != len(result["block_losses"]):
+    if text != of_tokens["text"] or len(of_tokens["works"]) != len(result["block_losses"]):
         raise claims.Unlike(
             f"{result['experiment']}: {result['arm']} (seed {result['seed']}) has other held-out text than that of "
             "blocks.json, so that it is not known which block is of which work. Gather that text (gather_text.py), or "
             "write down its blocks (block_works.py)."
         )
     return of_tokens["works"], of_tokens["kinds"]
+
+
+def _blocks(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What is known of the held-out blocks of a run's text and tokens."""
+    data = result.get("config", {}).get("data", {})
+    folder = str(Path(next(iter(data.get("source", ())), "")).parent)
+    text = blocks_known().get(folder, {"tokens": {}})
+    of_tokens = text["tokens"].get(data.get("tokenizer"))
+    return None if of_tokens is None else of_tokens | {"text": text["text"]}
 
 
 @functools.cache

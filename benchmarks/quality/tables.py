@@ -3,7 +3,7 @@
 
     python benchmarks/quality/tables.py [--out docs/quality.md]
 
-Losses are in nats a token of held-out text, of the whole model, at the same positions for all arms. What may be claimed
+Losses are in nats a byte of held-out text, of the whole model, at the same positions for all arms. What may be claimed
 of them was decided before: claims.py. A page's source names a figure as `{{ above EXPERIMENT ARM }}` (dense) or
 `{{ minus EXPERIMENT ARM OTHER }}`, both over the seeds that both have, and a claim as `{{ claim EXPERIMENT ARM }}` (no
 worse than dense) or `{{ better EXPERIMENT ARM }}` (than dense for as many FLOPs).
@@ -154,7 +154,7 @@ def default(known: MeasuredLosses) -> Iterator[str]:
 
 def works() -> Iterator[str]:
     """How many works the held-out blocks are of."""
-    of_bytes = blocks_known()["bytes"]
+    of_bytes = blocks_known()["runs/quality/text"]["tokens"]["bytes"]
     pairs = set(zip(of_bytes["kinds"], of_bytes["works"], strict=True))
     names = {"code": "files of code", "manuals": "manuals of services", "speeches": "speeches"}
     yield ", ".join(f"{sum(kind == each for kind, _ in pairs)} {name}" for each, name in names.items())

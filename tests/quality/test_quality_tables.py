@@ -1,5 +1,6 @@
 """The tables of the quality experiments."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -111,14 +112,24 @@ def test_a_page_takes_its_figures_from_the_runs():
 
 
 def test_a_run_whose_held_out_text_is_another_is_refused():
-    known = compared.blocks_known()
-    config = {"data": {"tokenizer": "bytes"}}
+    known = compared.blocks_known()["runs/quality/text"]
+    of_bytes = known["tokens"]["bytes"]
+    config = {"data": {"tokenizer": "bytes", "source": ["runs/quality/text/code.jsonl"]}}
     right = {"config": config, "text": {"kinds": {kind: {"hash": hash} for kind, hash in known["text"].items()}}}
-    right |= {"block_losses": known["bytes"]["works"], "experiment": "one", "arm": "est", "seed": 3}
-    assert compared.works_of(right) == (known["bytes"]["works"], known["bytes"]["kinds"])
+    right |= {"block_losses": of_bytes["works"], "experiment": "one", "arm": "est", "seed": 3}
+    assert compared.works_of(right) == (of_bytes["works"], of_bytes["kinds"])
     with pytest.raises(claims.Unlike, match=r"one: est \(seed 3\) has other held-out text"):
         compared.works_of(right | {"text": {"kinds": {"code": {"hash": "another"}}}})
     assert compared.works_of({"block_losses": [1.0]}) == ()  # of tokens whose blocks are not known
+
+
+def test_losses_by_the_token_are_told_by_the_byte():
+    per_token = json.loads((compared.RESULTS / "bpe-small-gpt2" / "dense-0.json").read_text())["block_losses"]
+    (per_byte,) = (runs[0]["block_losses"] for arm, runs in compared.stored("bpe-small-gpt2").items() if arm == "dense")
+    known = compared.blocks_known()["runs/quality/text"]["tokens"]
+    assert known["bytes"]["bytes_per_token"] == 1
+    assert 2 < known["runs/quality/text/bpe-2048"]["bytes_per_token"] < 5
+    assert np.divide(per_token, per_byte) == pytest.approx(known["runs/quality/text/bpe-2048"]["bytes_per_token"])
 
 
 def test_runs_that_were_not_trained_alike_are_refused():
