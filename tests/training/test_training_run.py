@@ -168,7 +168,8 @@ def test_a_run_that_names_no_schedule_is_told_which_it_has_and_why(tmp_path, cap
 
     (line,) = told("default")
     assert f"no schedule is named: {measured_losses().default} lost least in" in line
-    assert "none of them: 4 steps (measured:" in line
+    assert "this run is unlike the nearest of them: " in line
+    assert "4 steps (there " in line
     assert told("named", "schedule.preset=est") == []
 
 
