@@ -118,9 +118,10 @@ class MeasuredLosses(_Figures):
     def why(self) -> str:
         """Why the default is the default."""
         rivals = ", ".join(f"{name} in {number}" for name, number in self.default_rivals.items())
+        won = "each" if self.default_won == self.default_of else f"{self.default_won}"
         return (
-            f"{self.default} lost least in {self.default_won} of the {self.default_of} kinds of runs in which it was "
-            f"tried beside another schedule that saves as much ({rivals})"
+            f"{self.default} lost least in {won} of the {self.default_of} kinds of runs in which it was tried beside "
+            f"another schedule that saves as much ({rivals})"
         )
 
     def why_default(self, kind: KindOfRun) -> str:
