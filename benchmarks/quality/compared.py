@@ -27,6 +27,7 @@ __all__ = [
     "claims_of",
     "contests",
     "difference",
+    "rate_of",
     "saved",
     "saved_at_equal_loss",
     "seconds",
@@ -114,6 +115,12 @@ def blocks_known() -> dict[str, Any]:
     """What block_works.py found."""
     path = RESULTS / "blocks.json"
     return json.loads(path.read_text()) if path.exists() else {}  # type: ignore[no-any-return]
+
+
+def rate_of(result: Mapping[str, Any]) -> tuple[float, float]:
+    """A run's peak learning rate, and the share of the run over which it falls."""
+    train = result["config"]["train"]
+    return train["learning_rate"], train["decay_share"]
 
 
 def claims_of(arm: Runs, results: Results) -> tuple[Claim, Claim] | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from behind import Results
-from compared import difference, saved_at_equal_loss, stored
+from compared import difference, rate_of, saved_at_equal_loss, stored
 from experiment import RESULTS
 from scipy import optimize, stats
 
@@ -106,7 +106,7 @@ def point_of(name: str, results: Results, arm: str) -> Point | None:
     usual = (
         config["train"].get("learning_rate_shape") == "warmup_stable_decay" and config["data"]["tokenizer"] == "bytes"
     )
-    if not usual or config["model"]["name"] != "gpt2":
+    if not usual or config["model"]["name"] != "gpt2" or rate_of(one) != rate_of(next(iter(runs.values()))):
         return None
     value = above.mean
     if arm == "compound":

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from behind import Results
-from compared import stored
+from compared import rate_of, stored
 from experiment import Experiment, found
 
 from estfx.schedules import preset_of
@@ -51,9 +51,7 @@ def grid_of(results: Results, whole_steps: int, seed: int = 0) -> Grid:
     for run in (runs[seed] for runs in results.values() if seed in runs):
         kind = _kind(run, whole_steps)
         if kind is not None:
-            train = run["config"]["train"]
-            rate = Rate(train["learning_rate"], train["decay_share"])
-            grid.setdefault(kind, {})[rate] = float(np.mean(run["block_losses"]))
+            grid.setdefault(kind, {})[Rate(*rate_of(run))] = float(np.mean(run["block_losses"]))
     return grid
 
 

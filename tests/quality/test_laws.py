@@ -85,3 +85,14 @@ def test_a_law_is_dashed_where_there_are_no_runs(tmp_path):
     drawn = (tmp_path / "law.svg").read_text()
     assert "the same, extrapolated" in drawn
     assert "stroke-dasharray" in drawn
+
+
+def test_a_schedule_at_another_rate_than_denses_is_no_point_of_a_law():
+    def run(loss, rate):
+        train = {"learning_rate": rate, "decay_share": 0.2, "learning_rate_shape": "warmup_stable_decay"}
+        config = {"train": train | {"batch_size": 32}, "data": {"tokenizer": "bytes"}, "model": {"name": "gpt2"}}
+        return {0: {"config": config, "block_losses": [loss], "steps": 100, "tokens": 1000, "parameters": 10}}
+
+    same = laws.point_of("one", {"dense": run(1.0, 8e-3), "est": run(1.2, 8e-3)}, "est")
+    assert same == Point("one", 100, 100.0, 32, pytest.approx(0.2), 1)
+    assert laws.point_of("one", {"dense": run(1.0, 16e-3), "est": run(1.2, 8e-3)}, "est") is None
