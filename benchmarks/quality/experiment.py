@@ -32,7 +32,7 @@ UNITS = ("layers", "heads", "neurons")
 RUNS, RESULTS = ROOT / "runs" / "quality", ROOT / "benchmarks" / "results" / "quality"
 # what names of experiments begin with, in the order of the record
 ORDER = (
-    *("base", "tuned", "mini", "small", "medium", "large", "tiny", "deep", "long"),
+    *("base", "mini", "small", "medium", "large", "tiny", "deep", "long"),
     *("init", "steps", "rates", "variants", "ablations", "search", "bpe"),
 )
 
