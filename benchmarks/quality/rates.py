@@ -75,7 +75,7 @@ def rates_table(name: str) -> Iterator[str]:
     grid = grid_of(beside | stored(name), next(iter(beside["dense"].values()))["steps"])
     rates = sorted({rate for row in grid.values() for rate in row})
     least_of_dense = min(grid["dense"].values())
-    yield f"| {experiment.title} | {' | '.join(map(str, rates))} | best minus dense's best | which lies |"
+    yield f"| {experiment.title} | {' | '.join(map(str, rates))} | best minus dense's best | at which edges |"
     yield f"|{'---|' * (len(rates) + 3)}"
     for kind, what in KINDS.items():
         row = grid.get(kind, {})
@@ -83,7 +83,7 @@ def rates_table(name: str) -> Iterator[str]:
             continue
         least = min(row.values())
         cells = [_cell(row.get(rate), least) for rate in rates]
-        yield f"| {' | '.join([what, *cells, f'{least - least_of_dense:+.4f}', _place(row)])} |"
+        yield f"| {' | '.join([what, *cells, f'{least - least_of_dense:+.4f}', _edges(row)])} |"
 
 
 def _cell(loss: float | None, least: float) -> str:
@@ -92,9 +92,12 @@ def _cell(loss: float | None, least: float) -> str:
     return f"**{loss:.4f}**" if loss == least else f"{loss:.4f}"
 
 
-def _place(row: dict[Rate, float]) -> str:
-    """Whether lower and higher peaks than the best were tried, at its share of decay."""
+def _edges(row: dict[Rate, float]) -> str:
+    """At which ends of what was tried the best rate lies: beyond them it may be better."""
     best = min(row, key=lambda rate: row[rate])
-    peaks = [rate.peak for rate in row if rate.decay_share == best.decay_share]
-    edges = [word for word, end in (("lowest", min(peaks)), ("highest", max(peaks))) if best.peak == end]
-    return f"at the {' and '.join(edges)} peak that was tried" if edges else "between others"
+    found = []
+    for name, (least, most) in {"peak": ("lowest", "highest"), "decay_share": ("shortest", "longest")}.items():
+        tried, own = {getattr(rate, name) for rate in row}, getattr(best, name)
+        what = name.replace("decay_share", "fall")
+        found += [f"{word} {what}" for word, end in ((least, min(tried)), (most, max(tried))) if own == end]
+    return ", ".join(found)
