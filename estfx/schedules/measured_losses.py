@@ -99,20 +99,24 @@ class MeasuredLosses(_Figures):
         """The run most like this one of those made with all these presets; None if there is none.
 
         One of the same family, if there is one; then by the ratios of the steps and of the tokens a parameter. Of
-        those that are farther by a factor of two at most it is the one with most seeds, the nearest, the largest.
+        the runs that differ from the nearest by no more than a factor of two in both, it is the one with most seeds.
         """
         made = [run for run in self.runs if run.presets.keys() >= set(presets)]
         own = [run for run in made if run.family == kind.family] or made
 
-        def apart(run: MeasuredRun) -> float:
-            ratios = (run.steps / kind.steps, run.tokens_per_parameter / kind.tokens_per_parameter)
-            return round(math.hypot(*map(math.log2, ratios)), 1)  # in factors of two
+        def apart(run: MeasuredRun, other: KindOfRun) -> tuple[float, float]:
+            ratios = (run.steps / other.steps, run.tokens_per_parameter / other.tokens_per_parameter)
+            steps, tokens = (abs(math.log2(ratio)) for ratio in ratios)  # in factors of two
+            return steps, tokens
 
         def order(run: MeasuredRun) -> tuple[int, float, int]:
-            return min(run.presets[name].seeds for name in presets), -apart(run), run.parameters
+            seeds = min(run.presets[name].seeds for name in presets)
+            return seeds, -round(math.hypot(*apart(run, kind)), 1), run.parameters
 
-        near = [run for run in own if apart(run) <= min(map(apart, own)) + math.log2(ALIKE)]
-        return max(near, key=order, default=None)
+        if not own:
+            return None
+        nearest = min(own, key=lambda run: math.hypot(*apart(run, kind)))
+        return max((run for run in own if max(apart(run, nearest)) <= math.log2(ALIKE)), key=order)
 
     @property
     def why(self) -> str:

@@ -254,8 +254,9 @@ def test_what_was_measured_of_such_a_schedule_is_quoted_with_what_is_unlike_it()
 
 
 def test_a_law_of_one_family_is_not_quoted_for_another() -> None:
-    config = ["--config", "num_hidden_layers=2,hidden_size=16,intermediate_size=32,vocab_size=64"]
-    found = CliRunner().invoke(app, ["plan", "llama", *config, "--seq-len", "32", "--total-steps", "1000", "--json"])
+    tiny = ("num_hidden_layers=2", "hidden_size=16", "intermediate_size=32", "num_attention_heads=2", "vocab_size=64")
+    config = [word for value in tiny for word in ("--config", value)]
+    found = CliRunner().invoke(app, ["plan", "llama", *config, *SIZES, "--json"])
     quoted = json.loads(found.stdout)["losses"]["presets"]
     assert {one["run"]["family"] for one in quoted} == {"llama"}
     assert [one["law"] for one in quoted] == [None, None]

@@ -65,6 +65,7 @@ def test_a_run_with_more_seeds_is_better_than_one_that_is_a_little_nearer():
     losses = known(nearer, more, far)
     assert losses.nearest(["est"], planned(100_000, 20)) is more
     assert known(nearer, far).nearest(["est"], planned(100_000, 20)) is nearer
+    assert known(more, run(400, 20, est=loss(0.1, 1))).nearest(["est"], planned(45, 0.02)).steps == 400
 
 
 def test_of_runs_that_are_as_near_the_one_with_most_seeds_is_taken_and_then_the_largest_model():
