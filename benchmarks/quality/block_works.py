@@ -47,10 +47,10 @@ def blocks_of_text(folder: Path, length: int, tokenizers: tuple[str, ...]) -> di
         for text in held_out_of(documents([str(folder / f"{kind}.jsonl")], "text"))
     ]
     found: dict[str, Any] = {"text": {kind: each["hash"] for kind, each in manifest["kinds"].items()}, "tokens": {}}
+    whole = [text for _, text in texts]
     for name in tokenizers:
         tokens = tokens_of(name if name == "bytes" else str(ROOT / name))
         blocks = works_of(texts, tokens, length, NUMBER)
-        whole = [text for _, text in texts]
         found["tokens"][name] = {
             "works": [work for work, _ in blocks],
             "kinds": [kind for _, kind in blocks],

@@ -9,8 +9,8 @@ nats a byte, and a fifth of what dense loses when it spends as few FLOPs (dense-
 
 Both must hold. Each is tested at 5 %, one-sided. So a schedule that is worse by the whole margin is called good in 5 %
 of trials at most, however noisy its runs are. That is so of one claim that is looked at once: of many claims, more are
-false. A claim *holds* if both tests say so. It *does not* if the
-opposite is as sure (each at 2.5 %). It is *not decided* otherwise, or with fewer than five seeds.
+false. A claim *holds* if both tests say so. It *does not* if the opposite is as sure (each at 2.5 %). It is *not
+decided* otherwise, or with fewer than five seeds.
 
 Differences are paired: same seed, same initial weights, same data in the same order, same held-out blocks. Two things
 are random: the seeds, and the text that happened to be held out. Works are drawn, not blocks, and within each kind of
@@ -39,6 +39,7 @@ __all__ = [
     "check_alike",
     "difference",
     "holds",
+    "in_seeds",
 ]
 
 MARGIN = 0.01  # nats a byte
@@ -67,7 +68,7 @@ class Difference:
 
     def __str__(self) -> str:
         low, high = self.interval()
-        seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)}"
+        seeds = in_seeds(self.seeds)
         return f"{self.mean:.3f} " + (f"[{low:.3f}, {high:.3f}], {seeds}" if math.isfinite(low) else f"({seeds})")
 
     @property
@@ -108,6 +109,11 @@ class Claim:
 
     def __str__(self) -> str:
         return f"{self.word} ({self.why or f'power {self.power:.0%}'})"
+
+
+def in_seeds(number: int) -> str:
+    """How many, for reading."""
+    return f"{number} seed{'s' * (number > 1)}"
 
 
 # -- differences ---------------------------------------------------------------------------------------------------

@@ -49,8 +49,9 @@ BEFORE = {
 }
 
 
+@functools.cache
 def stored(name: str) -> Results:
-    """What there is of an experiment, its losses in nats a byte.
+    """What there is of an experiment, its losses in nats a byte; read once, and not to be changed.
 
     A setting that there was not yet when a run was made is as it was then.
     """

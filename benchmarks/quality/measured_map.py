@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from behind import Results, Runs
+from claims import in_seeds
 from compared import claims_of, contests, difference, saved, stored
 from experiment import ROOT, Experiment, found
 from laws import FITTED, fitted, points
@@ -50,7 +51,7 @@ def measured(experiments: Sequence[tuple[Experiment, Results]]) -> MeasuredLosse
     for experiment, results in experiments:
         one = next(iter(results["dense"].values()))
         own = presets_of(results)
-        by_preset.append({**own, "dense": results["dense"]})
+        by_preset.append(own)
         presets = {name: loss for name, each in own.items() if (loss := _loss(each, results)) is not None}
         short = difference(results.get("dense-short", {}), results["dense"])
         train = one["config"]["train"]
@@ -131,7 +132,7 @@ def _told(loss: MeasuredLoss | None) -> str:
     if loss is None:
         return ""
     if loss.low is None:
-        return f"{loss.above_dense:.3f} ({loss.seeds} seed{'s' * (loss.seeds > 1)})"
+        return f"{loss.above_dense:.3f} ({in_seeds(loss.seeds)})"
     word = "" if loss.no_worse == "not decided" else f", *{loss.no_worse}*"
     return f"{loss.above_dense:.3f} [{loss.low:.3f}, {loss.high:.3f}], {loss.seeds}{word}"
 

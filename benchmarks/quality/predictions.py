@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from claims import in_seeds
 from compared import stored
 from experiment import RESULTS, Experiment, Plans, found
 from laws import Point, fitted, once, point_of, points
@@ -69,14 +70,13 @@ def prediction_table() -> Iterator[str]:
     heads = [f"predicted on {made['made']}", "by a law in", "says", "95 %", "each kind of run counted once"]
     yield f"| {' | '.join(heads)} | outside the law's data | measured |"
     yield "|---|---|---|---|---|---|---|"
+    own = {arm: once([Point(**each) for each in known]) for arm, known in made["points"].items()}
     for row in made["of"]:
-        own = once([Point(**each) for each in made["points"][row["arm"]]])
-        corrected = fitted(own, row["by"], logarithmic=row["arm"] == "est").at(row["x"])
+        corrected = fitted(own[row["arm"]], row["by"], logarithmic=row["arm"] == "est").at(row["x"])
         point = point_of(row["experiment"], stored(row["experiment"]), row["arm"])
         what = f"{row['arm']}, {Experiment.from_yaml(found(row['experiment'])).title}"
         form = "{:.3f}" if row["arm"] == "est" else "{:.1%}"
-        seeds = "" if point is None else f"{point.seeds} seed{'s' * (point.seeds > 1)}"
-        measured = "not yet" if point is None else f"{form.format(point.value)}, {seeds}"
+        measured = "not yet" if point is None else f"{form.format(point.value)}, {in_seeds(point.seeds)}"
         says, low, high = (form.format(row[key]) for key in ("value", "low", "high"))
         middle, least, most = map(form.format, corrected)
         outside = "yes" if row["extrapolates"] else "no"

@@ -5,8 +5,7 @@
 
 Losses are in nats a byte of held-out text, of the whole model, at the same positions for all arms. What may be claimed
 of them was decided before: claims.py. A page's source names a figure as `{{ above EXPERIMENT ARM }}` (dense) or
-`{{ minus EXPERIMENT ARM OTHER }}`, both over the seeds that both have, and a claim as `{{ claim EXPERIMENT ARM }}` (no
-worse than dense) or `{{ better EXPERIMENT ARM }}` (than dense for as many FLOPs).
+`{{ minus EXPERIMENT ARM OTHER }}`, both over the seeds that both have, and a claim as `{{ claim EXPERIMENT ARM }}`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from behind import Results, lag_table
-from claims import FEWEST_SEEDS, Difference
+from claims import FEWEST_SEEDS, Difference, in_seeds
 from compared import (
     at_equal_seconds,
     blocks_known,
@@ -88,8 +87,8 @@ def _interval(found: Difference | None) -> str:
     if found is None:
         return ""
     low, high = found.interval()
-    seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
-    return f"{found.mean:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else f" ({seeds})")
+    known = math.isfinite(low)
+    return f"{found.mean:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if known else f" ({in_seeds(found.seeds)})")
 
 
 def _seconds_saved(seeds: dict[int, Any]) -> str:
@@ -125,8 +124,7 @@ def brief(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
 
 def above(results: Results, arm: str) -> str:
     """By how much an arm's loss is above dense's, for reading."""
-    found = difference(results.get(arm, {}), results.get("dense", {}))
-    return "" if found is None else str(found)
+    return minus(results, arm, "dense")
 
 
 def claim(results: Results, arm: str) -> str:
@@ -139,12 +137,6 @@ def minus(results: Results, arm: str, other: str) -> str:
     """By how much an arm's loss is above another arm's, over the seeds that both have."""
     found = difference(results.get(arm, {}), results.get(other, {}))
     return "" if found is None else str(found)
-
-
-def better(results: Results, arm: str) -> str:
-    """Whether an arm is better than dense for as many FLOPs, likewise."""
-    found = claims_of(results.get(arm, {}), results)
-    return "" if found is None else str(found[1])
 
 
 def default(known: MeasuredLosses) -> Iterator[str]:
@@ -275,7 +267,7 @@ def main() -> None:
 
 def fill(page: str, filled: Mapping[str, str], results: Mapping[str, Results]) -> str:
     """A page with its tables, figures and claims. Raises KeyError for one that is not there."""
-    making: dict[str, Callable[..., str]] = {"above": above, "minus": minus, "claim": claim, "better": better}
+    making: dict[str, Callable[..., str]] = {"above": above, "minus": minus, "claim": claim}
 
     def made(match: re.Match[str]) -> str:
         word, *of = match[1].split()

@@ -1,4 +1,4 @@
-"""What was measured of the losses of schedules like a plan's, and in what the plan is like none of them."""
+"""What was measured of the losses of schedules like a plan's, and in what the plan is unlike them."""
 
 from __future__ import annotations
 

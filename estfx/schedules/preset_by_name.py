@@ -27,7 +27,8 @@ def default_preset(*, loaded: bool = False) -> str:
 
 def preset_of(schedule: Schedule) -> str | None:
     """The preset with the same stages and rules, wherever the stages start; None if there is none."""
-    return next((name for name in PRESETS if _rules(preset_schedule(name, _STEPS)) == _rules(schedule)), None)
+    own = _rules(schedule)
+    return next((name for name in PRESETS if _rules(preset_schedule(name, _STEPS)) == own), None)
 
 
 def _rules(schedule: Schedule) -> tuple[Any, ...]:
