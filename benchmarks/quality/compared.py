@@ -18,7 +18,10 @@ import claims
 import numpy as np
 from behind import Results, Runs, losses_above, steps_needed
 from claims import Claim, Difference
-from experiment import RESULTS, Experiment
+from experiment import RESULTS, Experiment, Plans, found
+
+from estfx.runtime import differences
+from estfx.training import RunConfig
 
 __all__ = [
     "at_equal_seconds",
@@ -53,17 +56,23 @@ BEFORE = {
 def stored(name: str) -> Results:
     """What there is of an experiment, its losses in nats a byte; read once, and not to be changed.
 
-    A setting that there was not yet when a run was made is as it was then.
+    Among it are runs of other experiments that are the same as its own would be. A setting that there was not yet when
+    a run was made is as it was then.
     """
-    found: Results = {}
+    runs: Results = {}
     for path in sorted((RESULTS / name).glob("*.json")):
         result = json.loads(path.read_text())
         for part, settings in BEFORE.items():
             result["config"][part] = settings | result["config"][part]
         if (of_tokens := _blocks(result)) is not None:
             result["block_losses"] = [loss / of_tokens["bytes_per_token"] for loss in result["block_losses"]]
-        found.setdefault(result["arm"], {})[result["seed"]] = result
-    return found
+        runs.setdefault(result["arm"], {})[result["seed"]] = result
+    for arm, settings in Experiment.from_yaml(found(name)).arms.items():
+        if settings.same_as is not None:
+            other, its_arm = settings.same_as.split()
+            if its_arm in stored(other):
+                runs[arm] = stored(other)[its_arm]
+    return runs
 
 
 def difference(
@@ -143,6 +152,29 @@ def check_runs(experiment: Experiment, results: Results) -> None:
             partner = results.get("dense", {}).get(seed)
             if partner is not None:
                 claims.check_alike(result, partner, {*arm.train, *experiment.arms["dense"].train})
+            if arm.same_as is not None:
+                _check_same(Plans("", experiment), name, result)
+
+
+def _check_same(plans: Plans, name: str, result: Mapping[str, Any]) -> None:
+    """Raises claims.Unlike if a run of another experiment was not trained as the arm that takes it for its own says."""
+    made, said = _trained(RunConfig.from_mapping(result["config"])), _trained(plans.before_solving(name))
+    if unlike := differences(made, said):
+        raise claims.Unlike(
+            f"arm {name} takes the runs of `{plans.experiment.arms[name].same_as}` for its own. They are not what it "
+            f"says: {'; '.join(unlike)}. Name other runs, or say what these are."
+        )
+
+
+def _trained(config: RunConfig) -> dict[str, Any]:
+    """What a run was trained with, but for what is solved for and its seed."""
+    settings = config.model_dump(mode="json")
+    schedule = config.schedule.build(config.train.total_steps).model_dump(mode="json")
+    del schedule["total_steps"], schedule["cycle_steps"]
+    schedule["stages"] = [stage | {"start": None} for stage in schedule["stages"]]
+    own = {"total_steps", "seed", "save_every", "keep_checkpoints"}
+    train = {key: value for key, value in settings["train"].items() if key not in own}
+    return {"model": settings["model"], "data": settings["data"], "train": train, "schedule": schedule}
 
 
 def contests(experiments: Iterable[Results], arms: Sequence[str]) -> list[tuple[str | None, tuple[str, ...]]]:

@@ -3,7 +3,8 @@
 An arm changes settings of `estfx train`. With `equal_flops: OTHER` it spends as many FLOPs of the whole model as
 another arm: one that always trains the whole takes fewer steps (its learning rate then decays over those), one that
 grows has its boundaries moved, and one with a single stage keeps a constant part, whose size is solved for. An arm with
-`stopped: OTHER` is that arm's run, looked at when it has spent as much as the arm named by `equal_flops`.
+`stopped: OTHER` is that arm's run, looked at when it has spent as much as the arm named by `equal_flops`. One with
+`same_as: EXPERIMENT ARM` is not run: its runs are those of another experiment.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ UNITS = ("layers", "heads", "neurons")
 RUNS, RESULTS = ROOT / "runs" / "quality", ROOT / "benchmarks" / "results" / "quality"
 # what names of experiments begin with, in the order of the record
 ORDER = (
-    *("base", "mini", "small", "medium", "large", "tiny", "deep", "long"),
+    *("tuned", "base", "mini", "small", "medium", "large", "tiny", "deep", "long"),
     *("init", "steps", "rates", "variants", "ablations", "search", "bpe"),
 )
 
@@ -45,10 +46,13 @@ class Arm(Settings):
     train: Mapping[str, Any] = Field(default_factory=dict)  # and of its `train`
     equal_flops: str | None = None  # the arm that it spends as much as
     stopped: str | None = None  # the arm of which it is the beginning
+    same_as: str | None = None  # the experiment and its arm, with a space between, whose runs are this arm's
     seeds: Annotated[Sequence[int], AfterValidator(tuple)] | None = None  # if not those of the experiment
 
     @model_validator(mode="after")
-    def _stops_somewhere(self) -> Self:
+    def _names_what_it_takes(self) -> Self:
+        if self.same_as is not None and len(self.same_as.split()) != 2:
+            raise ValueError(f"same_as takes an experiment and its arm, as in `mini-gpt2 est`; it is {self.same_as!r}.")
         if self.stopped is not None and (self.equal_flops is None or self.schedule or self.train):
             raise ValueError("an arm that is another one stopped needs equal_flops, and changes nothing else.")
         return self
@@ -120,7 +124,8 @@ class Plans:
         seeds = dict.fromkeys(s for arm in self.experiment.arms.values() for s in arm.seeds or self.experiment.seeds)
         for seed in seeds:
             for name, arm in self.experiment.arms.items():
-                if seed in (arm.seeds or self.experiment.seeds) and arm.stopped is None:
+                own = arm.stopped is None and arm.same_as is None
+                if own and seed in (arm.seeds or self.experiment.seeds):
                     yield Run(self.name, name, seed)
 
     def stops(self, arm: str) -> dict[str, int]:
@@ -133,7 +138,7 @@ class Plans:
 
     def config(self, arm: str) -> RunConfig:
         """An arm's run, with nothing left to be solved for."""
-        base = self._base(arm)
+        base = self.before_solving(arm)
         equal = self.experiment.arms[arm].equal_flops
         if equal is None:
             return base
@@ -155,24 +160,24 @@ class Plans:
             Solved(config=config, stops=self.stops(arm)).to_yaml(path)
         return Solved.from_yaml(path)
 
-    def _base(self, arm: str) -> RunConfig:
-        """The arm before anything is solved for."""
+    def before_solving(self, arm: str) -> RunConfig:
+        """An arm's run before anything is solved for."""
         own = self.experiment.arms[arm]
         both = _merged(self.experiment.run, {"schedule": own.schedule, "train": own.train})
         return RunConfig.from_mapping(both).resolved()
 
     def _plan_of(self, schedule: Schedule) -> Plan:
-        return _planned(self._base(next(iter(self.experiment.arms))), schedule)
+        return _planned(self.before_solving(next(iter(self.experiment.arms))), schedule)
 
     def _spent(self, arm: str) -> float:
         """The FLOPs of the whole model over an arm's run."""
-        config = self._base(arm)
+        config = self.before_solving(arm)
         plan = self._plan_of(config.schedule.build(config.train.total_steps))
         return sum(stage.steps * stage.flops_model for stage in plan.stages)
 
     def _steps_for(self, arm: str, equal: str) -> int:
         """After how many steps the one that trains the whole has spent as much as the other in all."""
-        total = self._base(arm).train.total_steps
+        total = self.before_solving(arm).train.total_steps
         whole = self._plan_of(Schedule(stages=[Stage(start=0)], total_steps=total)).whole
         return min(total, round(self._spent(equal) / whole.flops_model))
 
@@ -188,7 +193,7 @@ class Plans:
         FLOPs are linear in the layers that run, and in the heads and the neurons of each. Layers and heads are few:
         for every number of both, neurons make up the difference; the most even of these parts is taken.
         """
-        total = self._base(equal).train.total_steps
+        total = self.before_solving(equal).train.total_steps
         wanted = self._spent(equal) / total
 
         def looked_at(stage: Stage) -> tuple[float, float, float, float]:

@@ -19,8 +19,8 @@ from compared import difference, works_of
 __all__ = ["CELLS", "EFFECTS", "effect", "factor_table"]
 
 # experiment → Llama or GPT-2 (+1, -1), divided or not (+1, -1)
-CELLS = {"mini-gpt2": (-1, 1), "init-gpt2": (-1, -1), "mini-llama": (1, -1), "init-llama": (1, 1)}
-TITLES = {"mini-gpt2": "GPT-2", "init-gpt2": "GPT-2, undivided", "mini-llama": "Llama", "init-llama": "Llama, divided"}
+CELLS = {"tuned-mini-gpt2": (-1, 1), "init-gpt2": (-1, -1), "tuned-mini-llama": (1, -1), "init-llama": (1, 1)}
+TITLES = dict(zip(CELLS, ("GPT-2", "GPT-2, undivided", "Llama", "Llama, divided"), strict=True))
 # with what weight a kind of run is in the sum
 EFFECTS = {
     "of Llama": lambda family, divided: family / 2,
@@ -38,7 +38,7 @@ def effect(name: str, arm: str, cells: Mapping[str, Results]) -> Difference | No
         return None
     weights = {cell: EFFECTS[name](*factors) for cell, factors in CELLS.items()}
     losses_SB = sum(weights[cell] * losses_above(own, dense, seeds) for cell, (own, dense) in pairs.items())
-    any_run = pairs["mini-gpt2"][0][seeds[0]]  # all have the same held-out text
+    any_run = pairs["tuned-mini-gpt2"][0][seeds[0]]  # all have the same held-out text
     return claims.difference(np.asarray(losses_SB), *works_of(any_run))
 
 

@@ -95,6 +95,17 @@ def test_refusal_of_an_unknown_experiment():
         found("small-gpt")
 
 
+def test_refusal_of_runs_that_are_not_named_in_full():
+    with pytest.raises(SettingsError, match="takes an experiment and its arm, as in `mini-gpt2 est`; it is 'est'"):
+        Experiment.from_mapping({"title": "A", "run": {}, "arms": {"dense": {"what": "it", "same_as": "est"}}})
+
+
+def test_runs_of_another_experiment_are_not_made_again():
+    tuned = Plans.load(found("tuned-mini-gpt2"))
+    assert all(arm.same_as for arm in tuned.experiment.arms.values())
+    assert not list(tuned.runs())
+
+
 @pytest.mark.parametrize("path", sorted((QUALITY / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiments_of_the_repository_are_valid(path):
     experiment = Experiment.from_yaml(path)

@@ -13,7 +13,7 @@ import pytest
 import tables
 from compared import at_equal_seconds, difference, saved_at_equal_loss, seconds
 from core_hours import cost_table
-from experiment import Experiment
+from experiment import Experiment, found
 
 from estfx.schedules import default_preset, measured_losses
 
@@ -150,6 +150,18 @@ def test_runs_that_were_not_trained_alike_are_refused():
     other_text = run("est") | {"text": {"kinds": {}}}
     with pytest.raises(claims.Unlike, match="differ in text"):
         compared.check_runs(experiment, {"dense": {0: run("dense")}, "est": {0: other_text}})
+
+
+def test_runs_of_another_experiment_are_what_the_arm_says():
+    experiment = Experiment.from_yaml(found("tuned-mini-gpt2"))
+    results = compared.stored("tuned-mini-gpt2")
+    assert results["est"] == compared.stored("mini-gpt2")["est"]
+    compared.check_runs(experiment, results)
+    other_rate = results | {"est": compared.stored("rates-mini-gpt2")["est-4e-3"]}
+    with pytest.raises(claims.Unlike, match=r"takes the runs of `mini-gpt2 est`.*learning_rate was 0.004, is 0.008"):
+        compared.check_runs(experiment, other_rate)
+    with pytest.raises(claims.Unlike, match="schedule"):
+        compared.check_runs(experiment, results | {"est": compared.stored("mini-gpt2")["dense"]})
 
 
 def test_the_map_in_the_package_is_that_of_the_stored_runs():
