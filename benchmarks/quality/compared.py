@@ -31,6 +31,7 @@ __all__ = [
     "contests",
     "difference",
     "rate_of",
+    "rules_of",
     "saved",
     "saved_at_equal_loss",
     "seconds",
@@ -169,12 +170,16 @@ def _check_same(plans: Plans, name: str, result: Mapping[str, Any]) -> None:
 def _trained(config: RunConfig) -> dict[str, Any]:
     """What a run was trained with, but for what is solved for and its seed."""
     settings = config.model_dump(mode="json")
-    schedule = config.schedule.build(config.train.total_steps).model_dump(mode="json")
-    del schedule["total_steps"], schedule["cycle_steps"]
-    schedule["stages"] = [stage | {"start": None} for stage in schedule["stages"]]
     own = {"total_steps", "seed", "save_every", "keep_checkpoints"}
     train = {key: value for key, value in settings["train"].items() if key not in own}
-    return {"model": settings["model"], "data": settings["data"], "train": train, "schedule": schedule}
+    return {"model": settings["model"], "data": settings["data"], "train": train, "schedule": rules_of(config)}
+
+
+def rules_of(config: RunConfig) -> dict[str, Any]:
+    """A run's schedule, but for its length and where its stages begin."""
+    schedule = config.schedule.build(config.train.total_steps).model_dump(mode="json")
+    del schedule["total_steps"], schedule["cycle_steps"]
+    return schedule | {"stages": [stage | {"start": None} for stage in schedule["stages"]]}
 
 
 def contests(experiments: Iterable[Results], arms: Sequence[str]) -> list[tuple[str | None, tuple[str, ...]]]:

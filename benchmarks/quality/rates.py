@@ -13,21 +13,28 @@ from typing import Any
 
 import numpy as np
 from behind import Results
-from compared import rate_of, stored
+from compared import rate_of, rules_of, stored
 from experiment import Experiment, found
 
-from estfx.schedules import preset_of
 from estfx.settings import SettingsError
 from estfx.training import RunConfig
 
 __all__ = ["Rate", "grid_of", "rates_table"]
 
-KINDS = {
-    "dense": "dense",
-    "dense-short": "dense for as many FLOPs",
-    "est": "EST",
-    "compound": "compound",
-    "growing": "a quarter of the width",
+WHOLE = {"preset": "dense"}
+KINDS: dict[str, dict[str, Any]] = {  # as they are called in the table, and their settings
+    "dense": WHOLE,
+    "dense for as many FLOPs": WHOLE,
+    "EST": {"preset": "est"},
+    "EST with a rolling window": {"preset": "est", "policy": "rolling", "kept_units": "as_is"},
+    "compound": {"preset": "compound"},
+    "a quarter of the width": {"preset": "growing"},
+    "half of all, then the whole": {
+        "stages": [{"start": 0, "layers": 0.5, "heads": 0.5, "neurons": 0.5}, {"start": 1}],
+        "resample_every": "never",
+        "kept_units": "as_is",
+        "joining_layers": "copies",
+    },
 }
 
 
@@ -57,13 +64,13 @@ def grid_of(results: Results, whole_steps: int, seed: int = 0) -> Grid:
 
 def _kind(run: dict[str, Any], whole_steps: int) -> str | None:
     config = RunConfig.from_mapping(run["config"])
-    schedule = config.schedule.build(config.train.total_steps)
     if run["steps"] < config.train.total_steps:
         return None  # stopped before its rate fell
-    if all(stage.whole for stage in schedule.stages):
-        return "dense" if run["steps"] == whole_steps else "dense-short"
-    name = preset_of(schedule)
-    return name if name in KINDS else None
+    if all(stage.whole for stage in config.schedule.build(config.train.total_steps).stages):
+        return "dense" if run["steps"] == whole_steps else "dense for as many FLOPs"
+    own = rules_of(config)
+    kinds = {what: RunConfig.from_mapping(run["config"] | {"schedule": KINDS[what]}) for what in KINDS}
+    return next((what for what, kind in kinds.items() if rules_of(kind) == own), None)
 
 
 def rates_table(name: str) -> Iterator[str]:
@@ -77,8 +84,8 @@ def rates_table(name: str) -> Iterator[str]:
     least_of_dense = min(grid["dense"].values())
     yield f"| {experiment.title} | {' | '.join(map(str, rates))} | best minus dense's best | at which edges |"
     yield f"|{'---|' * (len(rates) + 3)}"
-    for kind, what in KINDS.items():
-        row = grid.get(kind, {})
+    for what in KINDS:
+        row = grid.get(what, {})
         if len(row) < 2:
             continue
         least = min(row.values())

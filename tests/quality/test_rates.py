@@ -25,14 +25,16 @@ def test_runs_are_told_apart_by_what_they_train_and_not_by_their_names():
             "stopped": run(1.3, steps=750, total=1000, preset="dense"),  # its rate never fell
             "b": run(1.4, preset="est"),
             "c": run(1.5, preset="est", resample_every=100),  # another schedule than the preset
+            "e": run(1.7, preset="est", policy="rolling", kept_units="as_is"),
             "d": {1: run(1.6, preset="compound")[0]},  # of another seed
         },
         whole_steps=1000,
     )
     assert found == {
         "dense": {Rate(8e-3, 0.2): 1.0, Rate(16e-3, 0.2): 0.9, Rate(16e-3, 0.4): 0.8},
-        "dense-short": {Rate(8e-3, 0.2): 1.2},
-        "est": {Rate(8e-3, 0.2): 1.4},
+        "dense for as many FLOPs": {Rate(8e-3, 0.2): 1.2},
+        "EST": {Rate(8e-3, 0.2): 1.4},
+        "EST with a rolling window": {Rate(8e-3, 0.2): 1.7},
     }
 
 
