@@ -64,8 +64,8 @@ def grid_of(results: Results, whole_steps: int, seed: int = 0) -> Grid:
 
 def _kind(run: dict[str, Any], whole_steps: int) -> str | None:
     config = RunConfig.from_mapping(run["config"])
-    if run["steps"] < config.train.total_steps:
-        return None  # stopped before its rate fell
+    if run["steps"] < config.train.total_steps or config.train.learning_rate_falls_with != "steps":
+        return None  # stopped before its rate fell; or that falls in another way
     if all(stage.whole for stage in config.schedule.build(config.train.total_steps).stages):
         return "dense" if run["steps"] == whole_steps else "dense for as many FLOPs"
     own = rules_of(config)

@@ -4,12 +4,13 @@ import rates
 from rates import Rate
 
 
-def run(loss, peak=8e-3, steps=1000, total=None, share=0.2, **schedule):
+def run(loss, peak=8e-3, steps=1000, total=None, share=0.2, falls_with="steps", **schedule):
     train = {
         "total_steps": total or steps,
         "learning_rate": peak,
         "decay_share": share,
         "learning_rate_shape": "warmup_stable_decay",
+        "learning_rate_falls_with": falls_with,
     }
     config = {"schedule": schedule, "train": train, "model": {"name": "gpt2"}}
     return {0: {"config": config, "steps": steps, "block_losses": [loss, loss]}, 1: {"block_losses": [0.0]}}
@@ -26,6 +27,8 @@ def test_runs_are_told_apart_by_what_they_train_and_not_by_their_names():
             "b": run(1.4, preset="est"),
             "c": run(1.5, preset="est", resample_every=100),  # another schedule than the preset
             "e": run(1.7, preset="est", policy="rolling", kept_units="as_is"),
+            "f": run(1.8, preset="compound"),
+            "g": run(1.9, falls_with="flops", preset="compound"),  # its rate goes another way
             "d": {1: run(1.6, preset="compound")[0]},  # of another seed
         },
         whole_steps=1000,
@@ -34,6 +37,7 @@ def test_runs_are_told_apart_by_what_they_train_and_not_by_their_names():
         "dense": {Rate(8e-3, 0.2): 1.0, Rate(16e-3, 0.2): 0.9, Rate(16e-3, 0.4): 0.8},
         "dense for as many FLOPs": {Rate(8e-3, 0.2): 1.2},
         "EST": {Rate(8e-3, 0.2): 1.4},
+        "compound": {Rate(8e-3, 0.2): 1.8},
         "EST with a rolling window": {Rate(8e-3, 0.2): 1.7},
     }
 
