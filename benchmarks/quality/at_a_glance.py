@@ -8,7 +8,7 @@ from behind import Results
 from compared import claims_of, difference, saved
 from experiment import Experiment
 
-__all__ = ["above", "brief", "claim", "in_readme", "minus"]
+__all__ = ["above", "brief", "change", "claim", "in_readme", "minus"]
 
 
 def brief(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
@@ -38,27 +38,42 @@ def claim(results: Results, arm: str) -> str:
     return "" if found is None else str(found[0])
 
 
-def minus(results: Results, arm: str, other: str) -> str:
-    """By how much an arm's loss is above another arm's, over the seeds that both have."""
-    found = difference(results.get(arm, {}), results.get(other, {}))
+def minus(results: Results, arm: str, other: str, seeds: str = "") -> str:
+    """By how much an arm's loss is above another arm's, over the seeds that both have, or those of `1,2,3` alone."""
+    these = [int(seed) for seed in seeds.split(",")] if seeds else None
+    found = difference(results.get(arm, {}), results.get(other, {}), seeds=these)
+    return "" if found is None else str(found)
+
+
+def change(results: Results, arm: str, other: str, before: str, other_before: str) -> str:
+    """By how much more an arm's loss is above another arm's than that of `before` above `other_before`."""
+    old = (1.0, results.get(before, {}), results.get(other_before, {}))
+    found = difference(results.get(arm, {}), results.get(other, {}), old)
     return "" if found is None else str(found)
 
 
 def in_readme(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
     """What was measured of the same size in both families: that with most seeds, and of those the largest."""
-    yield "| model | FLOPs saved | dense for as many FLOPs | `Schedule.compound` | is no worse | EST | is no worse |"
-    yield "|---|---|---|---|---|---|---|"
+    heads = ("dense for as many FLOPs", "`compound`", "EST", "`compound` minus dense for as many FLOPs")
+    yield f"| model | seeds | FLOPs saved | {' | '.join(heads)} | `compound` is as good as dense |"
+    yield f"|---|---|---|{'---|' * len(heads)}---|"
     sizes: dict[str, list[tuple[Experiment, Results]]] = {}
     for experiment, results in experiments:
         if claims_of(results.get("compound", {}), results) and claims_of(results.get("est", {}), results):
             sizes.setdefault(experiment.title.split(", ", 1)[1], []).append((experiment, results))
     pairs = [pair for pair in sizes.values() if len(pair) > 1]
     for experiment, results in max(pairs, key=_weight):
-        saving = saved(next(iter(results["est"].values())), next(iter(results["dense"].values())), "model")
-        cells = [experiment.title, f"{saving:.0%}", above(results, "dense-short")]
-        for arm in ("compound", "est"):
-            cells += [above(results, arm), claim(results, arm)]
-        yield f"| {' | '.join(cells)} |"
+        dense, short, compound, est = (results[arm] for arm in ("dense", "dense-short", "compound", "est"))
+        saving = saved(est[min(est)], dense[min(dense)], "model")
+        losses = (difference(*pair) for pair in ((short, dense), (compound, dense), (est, dense), (compound, short)))
+        found = claims_of(compound, results)
+        cells = [
+            experiment.title,
+            str(len(compound)),
+            f"{saving:.0%}",
+            *(each.figures if each else "" for each in losses),
+        ]
+        yield f"| {' | '.join([*cells, found[0].spelled_out if found else ''])} |"
 
 
 def _weight(pair: Sequence[tuple[Experiment, Results]]) -> tuple[int, int]:

@@ -67,9 +67,14 @@ class Difference:
     by_kind: Mapping[str, float]  # of text; empty if it is not known which block is of which work
 
     def __str__(self) -> str:
-        low, high = self.interval()
         seeds = in_seeds(self.seeds)
-        return f"{self.mean:.3f} " + (f"[{low:.3f}, {high:.3f}], {seeds}" if math.isfinite(low) else f"({seeds})")
+        return f"{self.figures}, {seeds}" if self.seeds >= FEWEST_OF_INTERVAL else f"{self.figures} ({seeds})"
+
+    @property
+    def figures(self) -> str:
+        """The mean, and its interval if there is one."""
+        low, high = self.interval()
+        return f"{self.mean:.3f}" + (f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else "")
 
     @property
     def seeds(self) -> int:
@@ -108,7 +113,12 @@ class Claim:
     why: str = ""  # it is not decided, if there are too few seeds
 
     def __str__(self) -> str:
-        return f"{self.word} ({self.why or f'power {self.power:.0%}'})"
+        return f"{self.spelled_out} ({self.why or f'power {self.power:.0%}'})"
+
+    @property
+    def spelled_out(self) -> str:
+        """The word as the end of a sentence whose subject is the claim."""
+        return "does not hold" if self.word == "does not" else self.word
 
 
 def in_seeds(number: int) -> str:

@@ -82,15 +82,15 @@ def rates_table(name: str) -> Iterator[str]:
     grid = grid_of(beside | stored(name), next(iter(beside["dense"].values()))["steps"])
     rates = sorted({rate for row in grid.values() for rate in row})
     least_of_dense = min(grid["dense"].values())
-    yield f"| {experiment.title} | {' | '.join(map(str, rates))} | best minus dense's best | at which edges |"
+    yield f"| {experiment.title} | {' | '.join(map(str, rates))} | best minus dense's best | perhaps better with |"
     yield f"|{'---|' * (len(rates) + 3)}"
     for what in KINDS:
         row = grid.get(what, {})
-        if len(row) < 2:
+        if not row:
             continue
         least = min(row.values())
         cells = [_cell(row.get(rate), least) for rate in rates]
-        yield f"| {' | '.join([what, *cells, f'{least - least_of_dense:+.4f}', _edges(row)])} |"
+        yield f"| {' | '.join([what, *cells, f'{least - least_of_dense:+.4f}', _untried(row)])} |"
 
 
 def _cell(loss: float | None, least: float) -> str:
@@ -99,12 +99,16 @@ def _cell(loss: float | None, least: float) -> str:
     return f"**{loss:.4f}**" if loss == least else f"{loss:.4f}"
 
 
-def _edges(row: dict[Rate, float]) -> str:
-    """At which ends of what was tried the best rate lies: beyond them it may be better."""
+def _untried(row: dict[Rate, float]) -> str:
+    """What may be better than the best rate: where the cells beside it, along either setting, end."""
     best = min(row, key=lambda rate: row[rate])
     found = []
-    for name, (least, most) in {"peak": ("lowest", "highest"), "decay_share": ("shortest", "longest")}.items():
-        tried, own = {getattr(rate, name) for rate in row}, getattr(best, name)
-        what = name.replace("decay_share", "fall")
-        found += [f"{word} {what}" for word, end in ((least, min(tried)), (most, max(tried))) if own == end]
+    for tried, own, what, lower, higher in (
+        ({rate.peak for rate in row if rate.decay_share == best.decay_share}, best.peak, "peak", "lower", "higher"),
+        ({rate.decay_share for rate in row if rate.peak == best.peak}, best.decay_share, "fall", "shorter", "longer"),
+    ):
+        if len(tried) == 1:
+            found.append(f"another {what}")
+        else:
+            found += [f"a {word} {what}" for word, end in ((lower, min(tried)), (higher, max(tried))) if own == end]
     return ", ".join(found)

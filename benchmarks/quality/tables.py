@@ -5,7 +5,8 @@
 
 Losses are in nats a byte of held-out text, of the whole model, at the same positions for all arms. What may be claimed
 of them was decided before: claims.py. A page's source names a figure as `{{ above EXPERIMENT ARM }}` (dense) or
-`{{ minus EXPERIMENT ARM OTHER }}`, both over the seeds that both have, and a claim as `{{ claim EXPERIMENT ARM }}`.
+`{{ minus EXPERIMENT ARM OTHER }}`, both over the seeds that both have, or with `1,2` at the end over those. By how
+much two differences differ is `{{ change EXPERIMENT ARM OTHER ARM OTHER }}`, a claim `{{ claim EXPERIMENT ARM }}`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from at_a_glance import above, brief, claim, in_readme, minus
+from at_a_glance import above, brief, change, claim, in_readme, minus
 from behind import Results, lag_table
 from claims import FEWEST_SEEDS, Difference, in_seeds
 from compared import (
@@ -235,7 +236,7 @@ def main() -> None:
 
 def fill(page: str, filled: Mapping[str, str], results: Mapping[str, Results]) -> str:
     """A page with its tables, figures and claims. Raises KeyError for one that is not there."""
-    making: dict[str, Callable[..., str]] = {"above": above, "minus": minus, "claim": claim}
+    making: dict[str, Callable[..., str]] = {"above": above, "minus": minus, "change": change, "claim": claim}
 
     def made(match: re.Match[str]) -> str:
         word, *of = match[1].split()

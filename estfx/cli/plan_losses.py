@@ -12,6 +12,8 @@ from estfx.schedules import FittedLaw, KindOfRun, MeasuredLoss, MeasuredRun, mea
 
 __all__ = ["KnownLosses"]
 
+_ANSWERS = {"holds": "yes", "does not": "no", "not decided": "not decided"}  # to what a claim asks
+
 
 class KnownLoss(BaseModel):
     """Of one preset."""
@@ -69,8 +71,8 @@ class KnownLosses(BaseModel):
                 seeds = f"{one.loss.seeds} seed{'s' * (one.loss.seeds > 1)}"
                 value = _interval(one.loss.above_dense, one.loss.low, one.loss.high)
                 saved = f"{one.loss.saving:.0%} of the FLOPs saved"
-                word = one.loss.no_worse
-                yield f"  {one.preset} {value}, {seeds}, {saved}; that it is no worse than the whole model: {word}"
+                answer = _ANSWERS[one.loss.no_worse]
+                yield f"  {one.preset} {value}, {seeds}, {saved}; as good as the whole model: {answer}"
             if run.dense_short is not None:
                 yield f"  the whole model, trained for as few FLOPs {run.dense_short:.3f}"
             if unlike := alike[0].unlike:
