@@ -14,9 +14,11 @@ SAVED = {  # of the layers' FLOPs, and of the whole model's
     "gpt2-base-est.yaml": "26.67% of the layers' FLOPs saved, 19.44% of the whole model's",
     "gpt2-base-compound.yaml": "26.72% of the layers' FLOPs saved, 19.48% of the whole model's",
     "gpt2-base-dense.yaml": "0.00% of the layers' FLOPs saved, 0.00% of the whole model's",
+    "gpt2-base-dense-short.yaml": "0.00% of the layers' FLOPs saved, 0.00% of the whole model's",
     "tinyllama-est.yaml": "25.00% of the layers' FLOPs saved, 23.66% of the whole model's",
     "tinyllama-compound.yaml": "26.34% of the layers' FLOPs saved, 24.92% of the whole model's",
     "tinyllama-dense.yaml": "0.00% of the layers' FLOPs saved, 0.00% of the whole model's",
+    "tinyllama-dense-short.yaml": "0.00% of the layers' FLOPs saved, 0.00% of the whole model's",
 }
 
 
@@ -58,6 +60,18 @@ def test_files_of_one_model_differ_by_the_schedule_alone():
         for settings in every:
             settings.pop("schedule")
         assert every[0] == every[1] == every[2]
+
+
+def test_the_short_ones_have_as_many_flops_as_est_spends():
+    for model in ("gpt2-base", "tinyllama"):
+        files = (FOLDER / f"{model}-{name}.yaml" for name in ("dense", "dense-short"))
+        dense, short = (yaml.safe_load(file.read_text()) for file in files)
+        saved = float(SAVED[f"{model}-est.yaml"].split()[-5].rstrip("%")) / 100
+        steps, of_all = short["training"].pop("max_steps"), dense["training"].pop("max_steps")
+        assert steps == round((1 - saved) * of_all, -1)
+        assert short["training"].pop("lr_scheduler_kwargs") == {"num_decay_steps": steps // 5}
+        assert dense["training"].pop("lr_scheduler_kwargs") == {"num_decay_steps": of_all // 5}
+        assert short == dense
 
 
 def test_a_run_needs_a_folder(monkeypatch, capsys):
