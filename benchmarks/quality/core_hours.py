@@ -11,13 +11,17 @@ __all__ = ["cost_table"]
 
 
 def cost_table(every: Mapping[str, Results]) -> Iterator[str]:
-    """What the experiments cost, by what their names begin with: runs, steps, and core-hours of the steps alone."""
+    """What the experiments cost, by what their names begin with: runs, steps, and core-hours of the steps alone.
+
+    A run that another experiment takes for its own counts once, where it was made.
+    """
     yield "| experiments | runs | steps | core-hours |"
     yield "|---|---|---|---|"
     rows: dict[str, list[float]] = {}
     for name, results in every.items():
-        row = rows.setdefault(name.split("-")[0], [0, 0, 0.0])
-        for run in (run for seeds in results.values() for run in seeds.values()):
+        own = (run for seeds in results.values() for run in seeds.values() if run["experiment"] == name)
+        for run in own:
+            row = rows.setdefault(name.split("-")[0], [0, 0, 0.0])
             known = [s for s in run["stages"] if s["seconds_per_step"] is not None]
             spent = sum(s["seconds_per_step"] * (s["stop"] - s["start"]) for s in known)
             row[0] += 1

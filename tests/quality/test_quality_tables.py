@@ -224,10 +224,11 @@ def test_what_experiments_cost_is_added_up():
     run = {"steps": 3600, "environment": {"torch_threads": 2}}
     stages = [{"start": 0, "stop": 3600, "seconds_per_step": 1.0}]
     short = [{"start": 0, "stop": 2, "seconds_per_step": None}]  # all of it compiled
-    every = {"mini-one": {"dense": {0: run | {"stages": stages}, 1: run | {"stages": stages}}}}
-    every |= {
-        "mini-two": {"est": {0: run | {"stages": stages + short}}},
-        "tiny-one": {"est": {0: run | {"stages": short}}},
+    first = {"experiment": "mini-one"} | run | {"stages": stages}
+    every = {
+        "mini-one": {"dense": {0: first, 1: first}},
+        "mini-two": {"est": {0: {"experiment": "mini-two"} | run | {"stages": stages + short}}, "dense": {0: first}},
+        "tiny-one": {"est": {0: {"experiment": "tiny-one"} | run | {"stages": short}}},
     }
     *_, mini, tiny, total = cost_table(every)
     assert mini == "| mini | 3 | 10,800 | 6.0 |"
