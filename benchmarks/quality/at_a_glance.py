@@ -8,7 +8,7 @@ from behind import Results
 from compared import claims_of, difference, saved
 from experiment import Experiment
 
-__all__ = ["above", "brief", "change", "claim", "in_readme", "minus"]
+__all__ = ["above", "better", "brief", "change", "claim", "in_readme", "minus"]
 
 
 def brief(experiments: Sequence[tuple[Experiment, Results]]) -> Iterator[str]:
@@ -36,6 +36,12 @@ def claim(results: Results, arm: str) -> str:
     """Whether an arm is no worse than dense, in three words and with its power."""
     found = claims_of(results.get(arm, {}), results)
     return "" if found is None else str(found[0])
+
+
+def better(results: Results, arm: str) -> str:
+    """Whether an arm is shown to lose less than dense for as many FLOPs, in three words and with its power."""
+    found = claims_of(results.get(arm, {}), results)
+    return "" if found is None else str(found[1])
 
 
 def minus(results: Results, arm: str, other: str, seeds: str = "") -> str:

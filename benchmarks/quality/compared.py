@@ -21,6 +21,7 @@ from claims import Claim, Difference
 from experiment import RESULTS, Experiment, Plans, found
 
 from estfx.runtime import differences
+from estfx.schedules import schedule_rules
 from estfx.training import RunConfig
 
 __all__ = [
@@ -177,9 +178,7 @@ def _trained(config: RunConfig) -> dict[str, Any]:
 
 def rules_of(config: RunConfig) -> dict[str, Any]:
     """A run's schedule, but for its length and where its stages begin."""
-    schedule = config.schedule.build(config.train.total_steps).model_dump(mode="json")
-    del schedule["total_steps"], schedule["cycle_steps"]
-    return schedule | {"stages": [stage | {"start": None} for stage in schedule["stages"]]}
+    return schedule_rules(config.schedule.build(config.train.total_steps))
 
 
 def contests(experiments: Iterable[Results], arms: Sequence[str]) -> list[tuple[str | None, tuple[str, ...]]]:

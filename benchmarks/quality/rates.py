@@ -27,6 +27,13 @@ KINDS: dict[str, dict[str, Any]] = {  # as they are called in the table, and the
     "dense for as many FLOPs": WHOLE,
     "EST": {"preset": "est"},
     "EST with a rolling window": {"preset": "est", "policy": "rolling", "kept_units": "as_is"},
+    "EST with a rolling window, layers as copies": {
+        "preset": "est",
+        "policy": "rolling",
+        "kept_units": "as_is",
+        "joining_layers": "copies",
+        "draws": "shared",
+    },
     "compound": {"preset": "compound"},
     "a quarter of the width": {"preset": "growing"},
     "half of all, then the whole": {

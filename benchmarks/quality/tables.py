@@ -6,7 +6,8 @@
 Losses are in nats a byte of held-out text, of the whole model, at the same positions for all arms. What may be claimed
 of them was decided before: claims.py. A page's source names a figure as `{{ above EXPERIMENT ARM }}` (dense) or
 `{{ minus EXPERIMENT ARM OTHER }}`, both over the seeds that both have, or with `1,2` at the end over those. By how
-much two differences differ is `{{ change EXPERIMENT ARM OTHER ARM OTHER }}`, a claim `{{ claim EXPERIMENT ARM }}`.
+much two differences differ is `{{ change EXPERIMENT ARM OTHER ARM OTHER }}`. A claim is `{{ claim EXPERIMENT ARM }}`,
+or against dense for as many FLOPs `{{ better EXPERIMENT ARM }}`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from at_a_glance import above, brief, change, claim, in_readme, minus
+from at_a_glance import above, better, brief, change, claim, in_readme, minus
 from behind import Results, lag_table
 from claims import FEWEST_SEEDS, Difference, in_seeds
 from compared import (
@@ -236,7 +237,8 @@ def main() -> None:
 
 def fill(page: str, filled: Mapping[str, str], results: Mapping[str, Results]) -> str:
     """A page with its tables, figures and claims. Raises KeyError for one that is not there."""
-    making: dict[str, Callable[..., str]] = {"above": above, "minus": minus, "change": change, "claim": claim}
+    words = (above, minus, change, claim, better)
+    making: dict[str, Callable[..., str]] = {word.__name__: word for word in words}
 
     def made(match: re.Match[str]) -> str:
         word, *of = match[1].split()

@@ -16,7 +16,7 @@ from estfx.schedules.measured_losses import (
     MeasuredRun,
     measured_losses,
 )
-from estfx.schedules.preset_by_name import PRESETS, default_preset, preset_of, preset_schedule
+from estfx.schedules.preset_by_name import PRESETS, default_preset, preset_of, preset_schedule, schedule_rules
 from estfx.schedules.schedule import Schedule
 from estfx.schedules.stage import Count, Fraction, Share, Stage, kept_count
 
@@ -69,6 +69,7 @@ __all__ = [
     "measured_losses",
     "preset_of",
     "preset_schedule",
+    "schedule_rules",
     "selection_policy",
     "units_kept",
     "widths_of_layers",

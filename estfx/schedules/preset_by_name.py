@@ -9,11 +9,11 @@ from estfx.schedules.measured_losses import measured_losses
 from estfx.schedules.schedule import Schedule
 from estfx.settings import nearest
 
-__all__ = ["PRESETS", "default_preset", "preset_of", "preset_schedule"]
+__all__ = ["PRESETS", "default_preset", "preset_of", "preset_schedule", "schedule_rules"]
 
 PRESETS = ("est", "growing", "stacking", "compound")  # those whose stages grow to the whole
 _STEPS = 1_000  # of a run in which any preset has room for its stages
-_OF_LENGTH = {"stages", "total_steps", "in_shares", "idle_units"}  # compared by other means, or not
+_OF_LENGTH = {"stages", "total_steps", "in_shares", "idle_units"}  # told in another way, or not
 
 
 def default_preset(*, loaded: bool = False) -> str:
@@ -27,13 +27,15 @@ def default_preset(*, loaded: bool = False) -> str:
 
 def preset_of(schedule: Schedule) -> str | None:
     """The preset with the same stages and rules, wherever the stages start; None if there is none."""
-    own = _rules(schedule)
-    return next((name for name in PRESETS if _rules(preset_schedule(name, _STEPS)) == own), None)
+    own = schedule_rules(schedule)
+    return next((name for name in PRESETS if schedule_rules(preset_schedule(name, _STEPS)) == own), None)
 
 
-def _rules(schedule: Schedule) -> tuple[Any, ...]:
-    stages = [(stage.layers, stage.heads, stage.neurons) for stage in schedule.stages]
-    return schedule.model_dump(exclude=_OF_LENGTH), stages, schedule.leaves_idle_alone
+def schedule_rules(schedule: Schedule) -> dict[str, Any]:
+    """A schedule's settings as they are in force, but for the run's length and for where its stages start."""
+    rules = schedule.model_dump(mode="json", exclude=_OF_LENGTH)
+    stages = [stage.model_dump(exclude={"start"}) for stage in schedule.stages]
+    return rules | {"stages": stages, "leaves_idle_alone": schedule.leaves_idle_alone}
 
 
 def preset_schedule(

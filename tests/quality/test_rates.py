@@ -24,9 +24,10 @@ def test_runs_are_told_apart_by_what_they_train_and_not_by_their_names():
             "sooner": run(0.8, 16e-3, share=0.4, preset="dense"),
             "a": run(1.2, steps=750, preset="dense"),
             "stopped": run(1.3, steps=750, total=1000, preset="dense"),  # its rate never fell
-            "b": run(1.4, preset="est"),
+            "b": run(1.4, preset="est", idle_units="updated"),  # as the preset has it, unless it is told otherwise
             "c": run(1.5, preset="est", resample_every=100),  # another schedule than the preset
             "e": run(1.7, preset="est", policy="rolling", kept_units="as_is"),
+            "h": run(1.75, preset="est", policy="rolling", kept_units="as_is", cycle_steps=500),  # it goes round faster
             "f": run(1.8, preset="compound"),
             "g": run(1.9, falls_with="flops", preset="compound"),  # its rate goes another way
             "d": {1: run(1.6, preset="compound")[0]},  # of another seed
