@@ -22,18 +22,13 @@ from estfx.training import RunConfig
 __all__ = ["Rate", "grid_of", "rates_table"]
 
 WHOLE = {"preset": "dense"}
+ROLLING = {"preset": "est", "policy": "rolling", "kept_units": "as_is"}
 KINDS: dict[str, dict[str, Any]] = {  # as they are called in the table, and their settings
     "dense": WHOLE,
     "dense for as many FLOPs": WHOLE,
     "EST": {"preset": "est"},
-    "EST with a rolling window": {"preset": "est", "policy": "rolling", "kept_units": "as_is"},
-    "EST with a rolling window, layers as copies": {
-        "preset": "est",
-        "policy": "rolling",
-        "kept_units": "as_is",
-        "joining_layers": "copies",
-        "draws": "shared",
-    },
+    "EST with a rolling window": ROLLING,
+    "EST with a rolling window, layers as copies": ROLLING | {"joining_layers": "copies", "draws": "shared"},
     "compound": {"preset": "compound"},
     "a quarter of the width": {"preset": "growing"},
     "half of all, then the whole": {

@@ -13,7 +13,7 @@ __all__ = ["PRESETS", "default_preset", "preset_of", "preset_schedule", "schedul
 
 PRESETS = ("est", "growing", "stacking", "compound")  # those whose stages grow to the whole
 _STEPS = 1_000  # of a run in which any preset has room for its stages
-_OF_LENGTH = {"stages", "total_steps", "in_shares", "idle_units"}  # told in another way, or not
+_LEFT_OUT = {"stages", "total_steps", "in_shares", "idle_units"}  # of rules: of the length, or told in another way
 
 
 def default_preset(*, loaded: bool = False) -> str:
@@ -33,7 +33,7 @@ def preset_of(schedule: Schedule) -> str | None:
 
 def schedule_rules(schedule: Schedule) -> dict[str, Any]:
     """A schedule's settings as they are in force, but for the run's length and for where its stages start."""
-    rules = schedule.model_dump(mode="json", exclude=_OF_LENGTH)
+    rules = schedule.model_dump(mode="json", exclude=_LEFT_OUT)
     stages = [stage.model_dump(exclude={"start"}) for stage in schedule.stages]
     return rules | {"stages": stages, "leaves_idle_alone": schedule.leaves_idle_alone}
 
